@@ -1,0 +1,52 @@
+"""Packaging of hypernet_d2; the tools' settings stand in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """``__version__`` as hypernet_d2/__init__.py states it, read without importing (and torch)."""
+    source = (ROOT / "hypernet_d2" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if match is None:
+        raise ValueError('hypernet_d2/__init__.py: expected a line __version__ = "..."')
+    return match.group(1)
+
+
+# Absent on purpose: detectron2, which is on no package index (README, "How detectron2 is found"),
+# and OpenCV, whose two packages (with and without a GUI) overwrite each other when both are
+# installed, so that only the user can say which; the extra "opencv" is the headless one.
+REQUIRES = ["torch>=2.4", "torchvision>=0.19", "numpy", "Pillow"]
+EXTRAS = {
+    "opencv": ["opencv-python-headless"],
+    "data": ["pycocotools>=2.0.2", "tqdm"],
+    "digits": ["scikit-learn"],
+    "plots": ["matplotlib"],
+    "tensorboard": ["tensorboard"],
+    "test": ["pytest>=8", "hypothesis"],
+    # One minor version: another one may format, and then lint, differently.
+    "lint": ["ruff>=0.17,<0.18"],
+}
+EXTRAS["dev"] = sorted(
+    {name for extra, names in EXTRAS.items() if extra != "opencv" for name in names}
+)
+
+setup(
+    name="hypernet_d2",
+    version=read_version(),
+    description="HyperNet (Kong et al., CVPR 2016) and hypercolumns as a detectron2 plugin",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=("hypernet_d2", "hypernet_d2.*")),
+    # model_zoo/configs is a symbolic link to configs/, so that a checkout, an editable installation
+    # and a wheel (which gets a copy) all find them at one place.
+    package_data={"hypernet_d2.model_zoo": ["configs/*.yaml", "configs/*/*.yaml"]},
+    python_requires=">=3.10",
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+)

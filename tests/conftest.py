@@ -1,0 +1,149 @@
+"""What every test shares: detectron2 or the reason it is missing, data, seeds and threads.
+
+Nothing here imports detectron2 at module level. A test that needs it carries
+``pytest.mark.detectron2`` and imports it inside the test; where detectron2 cannot be used the test
+is skipped, and the summary names it, says why, and how to get detectron2. Environment variables:
+
+``DETECTRON2=none``
+    Hides detectron2 even where it is installed.
+``HYPERNET_D2_REQUIRE_DETECTRON2=1``
+    Makes missing detectron2 an error, and a failure of every skip of a test that needs it, unless
+    the test also needs data or a device that this machine does not have.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+REQUIRE_DETECTRON2 = os.environ.get("HYPERNET_D2_REQUIRE_DETECTRON2", "") not in ("", "0")
+
+_missing = pytest.StashKey[dict]()
+
+
+def _why_no_detectron2() -> str | None:
+    """Import detectron2 with its compiled part; the reason in one line when that fails.
+
+    A detectron2 that is hidden or broken is made unimportable for the whole session, so that
+    the package under test behaves as it does where detectron2 was never installed.
+    """
+    if os.environ.get("DETECTRON2") == "none":
+        reason = "DETECTRON2=none hides it"
+    elif importlib.util.find_spec("detectron2") is None:
+        reason = "it is not installed"
+    else:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                importlib.import_module("detectron2._C")
+            return None
+        except Exception as error:  # a broken binary raises ImportError, OSError or RuntimeError
+            reason = f"it is installed but does not load: {str(error).splitlines()[0]}"
+    for name in [m for m in sys.modules if m.partition(".")[0] == "detectron2"]:
+        del sys.modules[name]
+    sys.modules["detectron2"] = None
+    return reason
+
+
+def _find_bccd() -> Path | None:
+    """The folder that holds BCCD: ``$DETECTRON2_DATASETS``, else ``shared/datasets`` beside us."""
+    named = os.environ.get("DETECTRON2_DATASETS")
+    roots = [Path(named)] if named else [ROOT.parent / "shared" / "datasets"]
+    return next((r / "BCCD" for r in roots if (r / "BCCD" / "Annotations").is_dir()), None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    missing = {}
+    reason = _why_no_detectron2()
+    if reason is not None:
+        if REQUIRE_DETECTRON2:
+            raise pytest.UsageError(
+                f"HYPERNET_D2_REQUIRE_DETECTRON2 is set, but detectron2 is missing: {reason}. "
+                f"{_how_to_get_detectron2()}"
+            )
+        missing["detectron2"] = f"no detectron2: {reason}"
+    if _find_bccd() is None:
+        missing["bccd"] = "no BCCD in $DETECTRON2_DATASETS nor in ../shared/datasets"
+    if not torch.cuda.is_available():
+        missing["cuda"] = "no CUDA device"
+    config.stash[_missing] = missing
+
+
+def _how_to_get_detectron2() -> str:
+    from hypernet_d2 import DETECTRON2_HELP
+
+    return f"hypernet_d2 {DETECTRON2_HELP}"
+
+
+def _reasons(item: pytest.Item) -> list[str]:
+    missing = item.config.stash[_missing]
+    return [reason for marker, reason in missing.items() if item.get_closest_marker(marker)]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        reasons = _reasons(item)
+        if reasons:
+            item.add_marker(pytest.mark.skip(reason="; ".join(reasons)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    report = yield
+    if (
+        REQUIRE_DETECTRON2
+        and report.skipped
+        and not hasattr(report, "wasxfail")
+        and item.get_closest_marker("detectron2")
+        and not _reasons(item)
+    ):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} needs detectron2, which is here, but was skipped"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    """Name what was left out, file by file, and how to bring it in."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    for marker, reason in config.stash[_missing].items():
+        counts: dict[str, int] = {}
+        for report in skipped:
+            if marker in report.keywords:
+                name = report.nodeid.partition("::")[0]
+                counts[name] = counts.get(name, 0) + 1
+        if not counts:
+            continue
+        terminalreporter.section(f"left out: {reason}")
+        for name, count in sorted(counts.items()):
+            terminalreporter.line(f"{name}: {count} test{'s' if count > 1 else ''}")
+        if marker == "detectron2":
+            terminalreporter.line(_how_to_get_detectron2())
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Seeds Python, NumPy and PyTorch before each test, and returns the seed."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    return 0
+
+
+@pytest.fixture(scope="session")
+def bccd_root() -> Path:
+    """The folder BCCD with ``Annotations``, ``ImageSets`` and ``JPEGImages``."""
+    root = _find_bccd()
+    if root is None:
+        pytest.skip("no BCCD in $DETECTRON2_DATASETS nor in ../shared/datasets")
+    return root
