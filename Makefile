@@ -1,0 +1,33 @@
+# Every target works through tools/setup_env.sh, which prepares the environment or finds it ready.
+# No target is a file: make cannot name files in a folder with a space in its name.
+.PHONY: help demo test lint format clean distclean
+
+ENV = @sh tools/setup_env.sh
+
+help:
+	@echo 'make demo       train a small HyperNet for a few minutes; its AP and pictures of its detections'
+	@echo 'make test       run the test suite (ARGS="-k windows" is passed on to pytest)'
+	@echo 'make lint       check style and format; make format mends what can be mended'
+	@echo 'make clean      remove caches and build products; make distclean also ./.venv and output/'
+	@echo
+	@echo 'PYTHON=python3.12      the Python that creates ./.venv where no environment is active'
+	@echo 'DETECTRON2=<path>      a wheel or a checkout of detectron2; none goes without it'
+
+demo:
+	$(ENV) --require-detectron2 sh demo/run.sh
+
+test:
+	$(ENV) python -m pytest $(ARGS)
+
+lint:
+	$(ENV) sh -c 'python -m ruff check . && python -m ruff format --check .'
+
+format:
+	$(ENV) sh -c 'python -m ruff check --fix . ; python -m ruff format .'
+
+clean:
+	rm -rf build dist hypernet_d2.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv output
