@@ -1,0 +1,24 @@
+"""Data sets: BCCD, the embedded digits, and any set in VOC layout.
+
+Importing this package registers ``bccd_*`` and ``digits_*`` where detectron2 is installed.
+`generate_digits` works without detectron2.
+"""
+
+from importlib.util import find_spec
+
+from .digits import generate_digits
+
+__all__ = ["NamedErrorDatasetMapper", "generate_digits", "load_voc_style", "register_voc_style"]
+
+if find_spec("detectron2") is not None:
+    from . import builtin  # noqa: F401  (importing registers)
+    from .dataset_mapper import NamedErrorDatasetMapper
+    from .voc_style import load_voc_style, register_voc_style
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        from hypernet_d2 import DETECTRON2_HELP
+
+        raise ImportError(f"hypernet_d2.data.{name} {DETECTRON2_HELP}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,64 @@
+"""Registers ``bccd_train|val|test`` and ``digits_train|val``; imported for that effect.
+
+Only the catalogs are touched here. Files are found, read and (digits) generated on first use.
+"""
+
+from collections.abc import Callable
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from . import bccd, digits
+from .paths import datasets_root
+
+
+def _load_bccd(name: str, split: str) -> list[dict]:
+    _replace(name, dirname=str(datasets_root() / "BCCD"))
+    return bccd.load_bccd(split)
+
+
+def _load_digits(name: str, split: str) -> list[dict]:
+    folder = digits.generate_digits(digits.digits_root(), split)
+    json_file, image_root = str(folder / digits.JSON_NAME), str(folder)
+    _replace(name, json_file=json_file, image_root=image_root)
+    return load_coco_json(json_file, image_root, name, extra_annotation_keys=["parts"])
+
+
+def _replace(name: str, **values: str) -> None:
+    # Metadata refuses to change a value that is set, but $DETECTRON2_DATASETS may have changed.
+    vars(MetadataCatalog.get(name)).update(values)
+
+
+def _register(name: str, load: Callable[[], list[dict]], **metadata) -> None:
+    if name in DatasetCatalog:
+        return
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(evaluator_type="coco", **metadata)
+
+
+def register_builtin() -> None:
+    """Register the sets that are not registered yet."""
+    for split in bccd.SPLITS:
+        name = f"bccd_{split}"
+        _register(
+            name,
+            lambda name=name, split=split: _load_bccd(name, split),
+            thing_classes=list(bccd.CLASSES),
+            dirname=str(datasets_root() / "BCCD"),
+            split=split,
+            year=2012,
+        )
+    for split in digits.SPLITS:
+        name = f"digits_{split}"
+        _register(
+            name,
+            lambda name=name, split=split: _load_digits(name, split),
+            thing_classes=list(digits.CLASSES),
+            keypoint_names=list(digits.KEYPOINTS),
+            keypoint_flip_map=list(digits.KEYPOINT_FLIP_MAP),
+            keypoint_connection_rules=list(digits.KEYPOINT_CONNECTIONS),
+            part_names=list(digits.PARTS),
+        )
+
+
+register_builtin()
