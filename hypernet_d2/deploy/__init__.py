@@ -1,0 +1,1 @@
+"""Runs exported models; imports neither detectron2 nor the training code."""

@@ -1,0 +1,44 @@
+"""From command-line arguments to a config."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+from ..config import add_hypernet_config
+
+__all__ = ["default_device", "setup_cfg"]
+
+logger = logging.getLogger(__name__)
+
+
+def default_device() -> str:
+    """ "cuda" where PyTorch sees a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def setup_cfg(args: argparse.Namespace) -> CfgNode:
+    """The config of ``args.config_file`` with ``args.opts`` merged in, not frozen.
+
+    detectron2's default device is "cuda"; on a machine without a GPU the config gets "cpu".
+
+    Raises:
+        FileNotFoundError: if the config file is not there.
+        KeyError: if the file or the options name a key that does not exist.
+        ValueError: if a value has the wrong type, or the options are not pairs.
+    """
+    cfg = get_cfg()
+    add_hypernet_config(cfg)
+    if args.config_file:
+        cfg.merge_from_file(args.config_file)
+    opts = list(args.opts or [])
+    if len(opts) % 2:
+        raise ValueError(f"options come in pairs KEY VALUE; got {len(opts)} words: {opts}")
+    cfg.merge_from_list(opts)
+    if cfg.MODEL.DEVICE.startswith("cuda") and default_device() == "cpu":
+        logger.warning("MODEL.DEVICE is %r, but no GPU is usable: 'cpu' is used", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg

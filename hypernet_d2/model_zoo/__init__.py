@@ -1,0 +1,5 @@
+"""The project's configs by name, with the verbs of ``detectron2.model_zoo``."""
+
+from .model_zoo import get, get_checkpoint_url, get_config, get_config_file
+
+__all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]

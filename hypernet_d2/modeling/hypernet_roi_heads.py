@@ -1,0 +1,62 @@
+"""The regions' part of HyperNet (paper 3.3)."""
+
+from __future__ import annotations
+
+import fvcore.nn.weight_init as weight_init
+from detectron2.config import configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+__all__ = ["HyperNetROIHeads"]
+
+
+@ROI_HEADS_REGISTRY.register()
+class HyperNetROIHeads(StandardROIHeads):
+    """The stock heads, which may run the box head's convolution once on the map.
+
+    A convolution before RoI pooling costs as much as a few regions, whatever their number. The
+    paper convolves after pooling; mask and keypoint heads always see the hyper feature itself.
+    """
+
+    @configurable
+    def __init__(self, *, box_conv: nn.Module | None = None, **kwargs):
+        """
+        Args:
+            box_conv: applied to the map (N, C, H, W) before the box pooler; it keeps H and W.
+            kwargs: those of StandardROIHeads.
+        """
+        super().__init__(**kwargs)
+        self.box_conv = box_conv
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        if not cfg.MODEL.HYPERNET.BOX_HEAD.CONV_BEFORE_POOLING:
+            return super()._init_box_head(cfg, input_shape)
+        if len(in_features) != 1:
+            raise ValueError(
+                f"BOX_HEAD.CONV_BEFORE_POOLING convolves one map, but MODEL.ROI_HEADS.IN_FEATURES "
+                f"is {in_features}"
+            )
+        shape = input_shape[in_features[0]]
+        head = cfg.MODEL.ROI_BOX_HEAD
+        conv = Conv2d(
+            shape.channels,
+            head.CONV_DIM,
+            kernel_size=3,
+            padding=1,
+            bias=not head.NORM,
+            norm=get_norm(head.NORM, head.CONV_DIM),
+            activation=nn.ReLU(),
+        )
+        weight_init.c2_msra_fill(conv)
+        convolved = ShapeSpec(channels=head.CONV_DIM, stride=shape.stride)
+        ret = super()._init_box_head(cfg, {**input_shape, in_features[0]: convolved})
+        return {**ret, "box_conv": conv}
+
+    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]):
+        if self.box_conv is not None:
+            features = {f: self.box_conv(features[f]) for f in self.box_in_features}
+        return super()._forward_box(features, proposals)

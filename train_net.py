@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Trains and evaluates; the command line is that of detectron2's tools/train_net.py."""
+
+import argparse
+
+from detectron2.engine import default_argument_parser, default_setup, hooks, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from hypernet_d2.engine import HyperNetCheckpointer, Trainer, setup_cfg
+
+
+def main(args: argparse.Namespace):
+    """One process's work: evaluate, or train and then evaluate."""
+    cfg = setup_cfg(args)
+    cfg.freeze()
+    default_setup(cfg, args)
+    if args.eval_only:
+        return evaluate(cfg, args.resume)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    if cfg.TEST.AUG.ENABLED:
+        trainer.register_hooks(
+            [hooks.EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))]
+        )
+    return trainer.train()
+
+
+def evaluate(cfg, resume: bool):
+    """Evaluate ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint of ``OUTPUT_DIR``."""
+    model = Trainer.build_model(cfg)
+    checkpointer = HyperNetCheckpointer(model, cfg.OUTPUT_DIR, strict=True)
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        raise ValueError(
+            "--eval-only needs weights: give MODEL.WEIGHTS FILE, or --resume and an OUTPUT_DIR "
+            f"with a checkpoint (it is {cfg.OUTPUT_DIR!r})"
+        )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_TTA(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
