@@ -48,11 +48,16 @@ _DIGITS_PER_SCENE = (4, 10)
 _MIN_VISIBLE = 0.6  # of a digit's pixels, else it is left out of the scene
 # The scans are in the order of their writers, so a cut also keeps the writers apart.
 _SCANS = {"train": slice(0, 1400), "val": slice(1400, None)}
+# The holes that make a digit legible. At 8 x 8 pixels some scans show others, at any cut.
+_HOLES = ((1,), (0,), (0,), (0,), (0, 1), (0,), (1,), (0,), (2,), (1,))
+_CUTS = (7, 8, 9, 6, 10)  # ink of 0..16 from which on a point belongs to the digit, in this order
 _COLUMNS = {"train": (0, 416), "val": (424, 640)}  # of the photographs, 427 x 640 pixels
 _CELL = 32  # glyph pixels a scan pixel
 _GLYPH = 10 * _CELL  # G: 8 scan pixels and one of margin at each side
 _SUPERSAMPLING = 4  # samples a pixel and axis
 _FRACTION = 16  # bits after the point in fixed-point coordinates
+
+_LUMINANCE = np.array([299, 587, 114])  # of R, G, B, in thousandths
 
 logger = logging.getLogger(__name__)
 
@@ -123,10 +128,11 @@ def generate_digits(
 
 @dataclass(frozen=True)
 class _Source:
-    """What scenes are made of: scans (n, 8, 8) of 0..16, their digits (n,), photographs."""
+    """What scenes are made of: for each digit its scans (n, 8, 8) of 0..16 with the ink (n,) at
+    which to cut each, and the photographs."""
 
-    scans: np.ndarray
-    digits: np.ndarray
+    scans: list[np.ndarray]
+    cuts: list[np.ndarray]
     photographs: list[Image.Image]
 
 
@@ -141,8 +147,8 @@ class _Digit:
     keypoints: list[tuple[int, int]]  # x, y: the pixel
     hue: int  # 0..255
     saturation: int  # 0..255
-    contrast: int  # least distance of luminance to the background
-    brighter: bool  # on which side, where both are possible
+    contrast: int  # distance of luminance to the background
+    brighter: bool  # than the background, where both are possible
 
     @property
     def mask(self) -> np.ndarray:
@@ -162,12 +168,29 @@ def _load_source(split: str) -> _Source:
             "The digits are made from scans and photographs that scikit-learn ships, and it is "
             "not installed: pip install scikit-learn"
         ) from error
-    scans = load_digits()
+    data = load_digits()
+    images, labels = data.images[_SCANS[split]], data.target[_SCANS[split]]
+    cuts = np.array([_find_cut(i, int(n)) for i, n in zip(images, labels, strict=True)])
+    chosen = [(labels == digit) & (cuts > 0) for digit in range(len(CLASSES))]
     start, stop = _COLUMNS[split]
     photographs = [Image.fromarray(image[:, start:stop]) for image in load_sample_images().images]
-    return _Source(
-        scans.images[_SCANS[split]].astype(np.int64), scans.target[_SCANS[split]], photographs
-    )
+    return _Source([images[c] for c in chosen], [cuts[c] for c in chosen], photographs)
+
+
+def _find_cut(scan: np.ndarray, digit: int) -> int:
+    """The first cut that leaves one piece with the digit's number of holes; 0 where none does."""
+    from scipy.ndimage import label  # scikit-learn brings it
+
+    matrix, divisor = _enlargement()
+    coarse = matrix[_CELL // 8 :: _CELL // 4]
+    ink = coarse @ np.pad(scan, 1) @ coarse.T
+    for cut in _CUTS:
+        shape = ink > cut * divisor**2
+        pieces = label(shape, np.ones((3, 3)))[1]
+        holes = label(~shape)[1] - 1
+        if pieces == 1 and holes in _HOLES[digit]:
+            return cut
+    return 0
 
 
 def _write_scenes(folder: Path, source: _Source, split: str, seed: int, num_images: int) -> None:
@@ -195,8 +218,9 @@ def _make_scene(source: _Source, rng: np.random.Generator) -> tuple[np.ndarray, 
     for _ in range(rng.integers(*_DIGITS_PER_SCENE, endpoint=True)):
         digits.append(_draw_digit(source, rng, digits))
     digits = _leave_out_covered(digits)
+    pasted = np.zeros((HEIGHT, WIDTH), bool)
     for digit in digits:
-        _paste(scene, digit)
+        _paste(scene, pasted, digit)
     return scene, digits
 
 
@@ -221,11 +245,13 @@ def _make_background(photographs: list[Image.Image], rng: np.random.Generator) -
 
 def _draw_digit(source: _Source, rng: np.random.Generator, others: list[_Digit]) -> _Digit:
     """A digit at random. One in four lies close to one that is there, so that some overlap."""
-    scan = int(rng.integers(len(source.scans)))
+    digit = int(rng.integers(len(CLASSES)))
+    scan = int(rng.integers(len(source.scans[digit])))
+    glyph = _make_glyph(source.scans[digit][scan], source.cuts[digit][scan])
     low, high = _DIGIT_HEIGHTS
     height = int(low * (high / low) ** rng.random())  # as many of 8 to 16 as of 16 to 32
     angle = int(rng.integers(-_MAX_ROTATION, _MAX_ROTATION, endpoint=True))
-    alpha, thirds, keypoints = _render(source.scans[scan], height, angle)
+    alpha, thirds, keypoints = _render(glyph, height, angle)
     h, w = alpha.shape
     y, x = int(rng.integers(HEIGHT - h, endpoint=True)), int(rng.integers(WIDTH - w, endpoint=True))
     if rng.integers(4) == 0 and others:
@@ -235,21 +261,24 @@ def _draw_digit(source: _Source, rng: np.random.Generator, others: list[_Digit])
         x = ox + (ow - w) // 2 + (ow + w) * int(rng.choice([-1, 1])) * 3 // 8
         y, x = min(max(y, 0), HEIGHT - h), min(max(x, 0), WIDTH - w)
     return _Digit(
-        digit=int(source.digits[scan]),
+        digit=digit,
         corner=(y, x),
         alpha=alpha,
         thirds=thirds,
         keypoints=[(x + px, y + py) for px, py in keypoints],
         hue=int(rng.integers(256)),
         saturation=int(rng.integers(64, 256)),
-        contrast=int(rng.integers(80, 140)),
+        contrast=int(rng.integers(60, 105)),
         brighter=bool(rng.integers(2)),
     )
 
 
 @functools.lru_cache(maxsize=1)
 def _enlargement() -> tuple[np.ndarray, int]:
-    """Catmull-Rom interpolation from 10 samples to G as whole numbers (G, 10) over a divisor."""
+    """Catmull-Rom interpolation from 10 samples to G as whole numbers (G, 10) over a divisor.
+
+    Products with a scan stay below 2**53, so float64 holds them exactly, and BLAS is fast.
+    """
     n = 2 * _CELL
     position = 2 * np.arange(_GLYPH) + 1 - _CELL  # in n-ths of a scan pixel
     start, t = np.divmod(position, n)
@@ -261,29 +290,28 @@ def _enlargement() -> tuple[np.ndarray, int]:
             t**3 - n * t**2,
         ]
     )
-    matrix = np.zeros((_GLYPH, 10), np.int64)
+    matrix = np.zeros((_GLYPH, 10))
     for tap in range(4):
         column = np.clip(start + tap - 1, 0, 9)
         np.add.at(matrix, (np.arange(_GLYPH), column), weights[tap])
     return matrix, 2 * n**3
 
 
-def _make_glyph(scan: np.ndarray) -> np.ndarray:
-    """The shape (G, G) bool of a scan (8, 8): enlarged smoothly, then cut at half ink."""
+def _make_glyph(scan: np.ndarray, cut: int) -> np.ndarray:
+    """The shape (G, G) bool of a scan (8, 8): enlarged smoothly, then cut at an ink of 0..16."""
     matrix, divisor = _enlargement()
     ink = matrix @ np.pad(scan, 1) @ matrix.T
-    return ink > 7 * divisor**2
+    return ink > cut * divisor**2
 
 
 def _render(
-    scan: np.ndarray, height: int, angle: int
+    glyph: np.ndarray, height: int, angle: int
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
-    """A scan at a height (pixels) and angle (degrees).
+    """A glyph at a height (pixels) and angle (degrees).
 
     Returns:
         Coverage (h, w) of 0..16, thirds (h, w) of 0..2, and keypoints (x, y) in the patch.
     """
-    glyph = _make_glyph(scan)
     rows, columns = np.flatnonzero(glyph.any(1)), np.flatnonzero(glyph.any(0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     one = 1 << _FRACTION
@@ -303,8 +331,8 @@ def _render(
     inside = glyph[np.clip(v, 0, _GLYPH - 1), np.clip(u, 0, _GLYPH - 1)]
     blocks = inside.reshape(2 * half_h, _SUPERSAMPLING, 2 * half_w, _SUPERSAMPLING)
     alpha = blocks.sum((1, 3))
-    middle = _SUPERSAMPLING // 2
-    thirds = np.clip(3 * (v[middle::4, middle::4] - top) // (bottom - top), 0, 2)
+    centers = v[_SUPERSAMPLING // 2 :: _SUPERSAMPLING, _SUPERSAMPLING // 2 :: _SUPERSAMPLING]
+    thirds = np.clip(3 * (centers - top) // (bottom - top), 0, 2)
 
     mask = alpha > _SUPERSAMPLING**2 // 2
     keypoints = []
@@ -324,7 +352,11 @@ def _glyph_keypoints(glyph: np.ndarray) -> list[tuple[int, int]]:
     v, u = np.nonzero(glyph)
     end = _CELL // 4
     chosen = [
-        v < v.min() + end, v > v.max() - end, u < u.min() + end, u > u.max() - end, slice(None)
+        v < v.min() + end,
+        v > v.max() - end,
+        u < u.min() + end,
+        u > u.max() - end,
+        slice(None),
     ]
     return [(int(u[c].sum()) // u[c].size, int(v[c].sum()) // v[c].size) for c in chosen]
 
@@ -346,27 +378,38 @@ def _leave_out_covered(digits: list[_Digit]) -> list[_Digit]:
     return kept[::-1]
 
 
-def _paste(scene: np.ndarray, digit: _Digit) -> None:
+def _paste(scene: np.ndarray, pasted: np.ndarray, digit: _Digit) -> None:
     """Blend the digit into the scene in a colour that stands out from what lies under it."""
-    patch = scene[digit.area_in_scene]
+    patch, digits_below = scene[digit.area_in_scene], pasted[digit.area_in_scene]
+    # However few pixels a digit below has in the patch, it must not share the colour.
+    ground, below = max((~digits_below).sum(), 1), max(digits_below.sum(), 1)
+    color = _choose_color(patch, np.where(digits_below, 0.7 / below, 1 / ground), digit)
     alpha = digit.alpha[..., None]
     total = _SUPERSAMPLING**2
-    blended = patch * (total - alpha) + _choose_color(patch, digit) * alpha
-    patch[...] = (blended + total // 2) // total
+    patch[...] = (patch * (total - alpha) + color * alpha + total // 2) // total
+    digits_below |= digit.mask
 
 
-def _choose_color(patch: np.ndarray, digit: _Digit) -> np.ndarray:
-    """RGB of the digit's hue whose luminance keeps its distance from the patch's (h, w, 3)."""
-    weights = np.array([299, 587, 114])
-    luminance = patch @ weights // 1000
-    mean, spread = int(luminance.mean()), int(luminance.std())
-    distance = digit.contrast + spread
-    brighter = digit.brighter
-    if mean + distance > 255 or mean - distance < 0:
-        brighter = mean < 128
-    target = min(mean + distance, 255) if brighter else max(mean - distance, 0)
+def _choose_color(patch: np.ndarray, weights: np.ndarray, digit: _Digit) -> np.ndarray:
+    """RGB of the digit's hue whose luminance stands out from the patch's (h, w, 3).
+
+    The luminance to take has the fewest pixels of the patch, counted by weights (h, w), within the
+    digit's contrast of it; of several, the one closest to the patch's mean, so that contrast is no
+    stronger than asked for.
+    """
+    luminance = patch @ _LUMINANCE // 1000
+    levels = np.bincount(luminance.ravel(), weights.ravel(), minlength=256).cumsum()
+    targets = np.arange(256)
+    above = levels[np.minimum(targets + digit.contrast, 255)]
+    below = np.where(targets > digit.contrast, levels[targets - digit.contrast], 0)
+    crowd = above - below
+    least = targets[crowd <= crowd.min() + 0.03]
+    mean = int(luminance.mean())
+    preferred = least[(least > mean) == digit.brighter]
+    candidates = preferred if preferred.size else least
+    target = int(candidates[np.abs(candidates - mean).argmin()])
     pixel = Image.new("HSV", (1, 1), (digit.hue, 255, 255)).convert("RGB").getpixel((0, 0))
-    tint = np.array(pixel) - np.array(pixel) @ weights // 1000
+    tint = np.array(pixel) - np.array(pixel) @ _LUMINANCE // 1000
     # The strongest tint that neither changes the luminance nor leaves 0..255.
     room = np.where(tint > 0, 255 - target, target)
     scale = min(r / abs(t) for r, t in zip(room, tint, strict=True) if t) * digit.saturation / 255

@@ -200,8 +200,7 @@ def _find_image(folder: Path, image_id: str, split_file: Path) -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(
-        f"{folder / image_id}: no such image ({', '.join(SUFFIXES[:3])}), "
-        f"but {split_file} names it"
+        f"{folder / image_id}: no such image ({', '.join(SUFFIXES[:3])}), but {split_file} names it"
     )
 
 
