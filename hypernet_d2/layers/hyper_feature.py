@@ -44,7 +44,7 @@ def build_norm(name: str, channels: int) -> nn.Module:
 
 
 def fit(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop ``x`` (N, C, h, w) at the bottom and right to ``size``, or repeat its border up to it."""
+    """Crop ``x`` (N, C, h, w) at bottom and right to ``size``, or repeat its border up to it."""
     missing = (size[0] - x.shape[-2], size[1] - x.shape[-1])
     if missing[0] > 0 or missing[1] > 0:
         x = F.pad(x, (0, max(missing[1], 0), 0, max(missing[0], 0)), mode="replicate")
@@ -202,7 +202,7 @@ class HyperFeature(nn.Module):
         return self.in_strides[name] != self.stride, self.in_strides[name]
 
     def output_size(self, features: Mapping[str, Tensor]) -> tuple[int, int]:
-        """(H, W): the size of the map that has the target stride, else of the finest map, scaled."""
+        """(H, W): size of the map that has the target stride, else of the finest map, scaled."""
         name = min(self.in_strides, key=self._reference_order)
         h, w = features[name].shape[-2:]
         factor = self.in_strides[name] / self.stride

@@ -120,7 +120,9 @@ def _build_trunk(cfg, input_shape: ShapeSpec) -> Backbone:
     try:
         return BACKBONE_REGISTRY.get(name)(trunk_cfg, input_shape)
     except AssertionError as error:  # the stock ResNet's answer to a map that it lacks
+        trunk_cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+        stages = BACKBONE_REGISTRY.get(name)(trunk_cfg, input_shape).named_children()
         raise ValueError(
-            f"the trunk {name} cannot give the maps {trunk_cfg.MODEL.RESNETS.OUT_FEATURES} that "
-            f"MODEL.HYPERNET.FEATURE.IN_FEATURES names: {error}"
+            f"MODEL.HYPERNET.FEATURE.IN_FEATURES is {cfg.MODEL.HYPERNET.FEATURE.IN_FEATURES}, but "
+            f"the trunk {name} has only {[stage for stage, _ in stages]}"
         ) from error

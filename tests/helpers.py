@@ -1,0 +1,53 @@
+"""Small models and inputs that several tests share. detectron2 is imported inside the functions."""
+
+from __future__ import annotations
+
+import torch
+
+TINY = [
+    "MODEL.DEVICE", "cpu",
+    "MODEL.HYPERNET.FEATURE.CHANNELS", 6,
+    "MODEL.HYPERNET.FEATURE.KERNEL_SIZE", 3,
+    "MODEL.HYPERNET.PROPOSALS.POOLER_RESOLUTION", 5,
+    "MODEL.HYPERNET.PROPOSALS.FC_DIM", 16,
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 16,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN", 200,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST", 200,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20,
+    "MODEL.RPN.POST_NMS_TOPK_TEST", 10,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 5,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM", 8,
+    "MODEL.ROI_BOX_HEAD.FC_DIM", 16,
+    "INPUT.MIN_SIZE_TRAIN", (64,),
+    "INPUT.MIN_SIZE_TEST", 64,
+    "SOLVER.IMS_PER_BATCH", 2,
+    "DATALOADER.NUM_WORKERS", 0,
+    "VIS_PERIOD", 0,
+]  # fmt: skip
+
+
+def tiny_cfg(*opts, config: str = "BCCD-Detection/hypernet_R_18.yaml"):
+    """The config of a model that runs in milliseconds; ``opts`` are KEY, VALUE, KEY, VALUE, ..."""
+    from hypernet_d2 import model_zoo
+
+    cfg = model_zoo.get_config(config)
+    cfg.merge_from_list([*TINY, *opts])
+    return cfg
+
+
+def batched_inputs(*sizes: tuple[int, int], objects: int = 2, classes: int = 3) -> list[dict]:
+    """One random image per (h, w), each with ``objects`` boxes of about half its size."""
+    from detectron2.structures import Boxes, Instances
+
+    inputs = []
+    for h, w in sizes:
+        corner = torch.rand(objects, 2) * torch.tensor([w / 2, h / 2])
+        boxes = torch.cat([corner, corner + torch.tensor([w / 2, h / 2])], dim=1)
+        instances = Instances((h, w))
+        instances.gt_boxes = Boxes(boxes)
+        instances.gt_classes = torch.randint(classes, (objects,))
+        inputs.append(
+            {"image": torch.rand(3, h, w) * 255, "instances": instances, "height": h, "width": w}
+        )
+    return inputs
