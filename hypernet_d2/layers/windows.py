@@ -5,12 +5,15 @@ Legend: R windows; s feature stride in pixels; (h, w) a window's shape and (H, W
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["WindowGrid"]
+__all__ = ["WindowGrid", "remember"]
+
+T = TypeVar("T")
 
 # Distinct map sizes whose boxes are kept; 120,000 windows take 2 MB each.
 _CACHE_SIZE = 32
@@ -144,17 +147,7 @@ class WindowGrid:
         """
         device = torch.device("cpu" if device is None else device)
         key = (int(map_size[0]), int(map_size[1]), device)
-        # While a graph is captured tensors may be fakes, which must not outlive the capture.
-        if torch.compiler.is_compiling():
-            return self._build_boxes(key[:2], device)
-        if key not in self._boxes:
-            # A tensor born in inference mode could never again take part in a graph that needs gradients.
-            with torch.inference_mode(False):
-                self._boxes[key] = self._build_boxes(key[:2], device)
-            if len(self._boxes) > _CACHE_SIZE:
-                self._boxes.popitem(last=False)
-        self._boxes.move_to_end(key)
-        return self._boxes[key]
+        return remember(self._boxes, key, lambda: self._build_boxes(key[:2], device))
 
     def _build_boxes(self, map_size: tuple[int, int], device: torch.device) -> Tensor:
         boxes = []
@@ -184,6 +177,22 @@ class WindowGrid:
         x1, y1, x2, y2 = self.boxes(map_size, device).unbind(dim=1)
         height, width = image_size
         return ((y1 == 0) | (y1 + y2 < 2 * height)) & ((x1 == 0) | (x1 + x2 < 2 * width))
+
+
+def remember(cache: OrderedDict, key: Hashable, build: Callable[[], T]) -> T:
+    """Returns cache[key], built when it is not there; the least recently used entries are dropped.
+    """
+    # While a graph is captured tensors may be fakes, which must not outlive the capture.
+    if torch.compiler.is_compiling():
+        return build()
+    if key not in cache:
+        # A tensor born in inference mode could never take part in a graph that needs gradients.
+        with torch.inference_mode(False):
+            cache[key] = build()
+        if len(cache) > _CACHE_SIZE:
+            cache.popitem(last=False)
+    cache.move_to_end(key)
+    return cache[key]
 
 
 def _whole_pairs(name: str, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
