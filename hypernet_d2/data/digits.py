@@ -231,13 +231,13 @@ def _make_background(photographs: list[Image.Image], rng: np.random.Generator) -
     height = width * HEIGHT // WIDTH
     left = int(rng.integers(photograph.width - width, endpoint=True))
     top = int(rng.integers(photograph.height - height, endpoint=True))
-    flips, hue_shift = rng.integers(4), rng.integers(256)
+    flips, hue_shift = rng.integers(4), int(rng.integers(256))
     contrast, brightness = rng.integers(100, 200), rng.integers(-50, 50)
     crop = photograph.crop((left, top, left + width, top + height))
-    crop = crop.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-    hsv = np.array(crop.convert("HSV"))
-    hsv[..., 0] += hue_shift.astype(np.uint8)  # hue is an angle: it wraps around
-    rgb = np.array(Image.fromarray(hsv, "HSV").convert("RGB")).astype(np.int64)
+    hue, saturation, value = crop.convert("HSV").split()
+    hue = hue.point([(i + hue_shift) % 256 for i in range(256)])
+    crop = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    rgb = np.array(crop.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)).astype(np.int64)
     rgb = (((rgb - 128) * contrast) >> 8) + 128 + brightness
     rgb = rgb[:: 1 - 2 * (flips & 1), :: 1 - (flips & 2)]
     return np.ascontiguousarray(np.clip(rgb, 0, 255).astype(np.uint8))
@@ -312,8 +312,7 @@ def _render(
     Returns:
         Coverage (h, w) of 0..16, thirds (h, w) of 0..2, and keypoints (x, y) in the patch.
     """
-    rows, columns = np.flatnonzero(glyph.any(1)), np.flatnonzero(glyph.any(0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    (top, bottom), (left, right) = _extent(glyph.any(1)), _extent(glyph.any(0))
     one = 1 << _FRACTION
     cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
     step = (bottom - top) / height  # glyph pixels a scene pixel
@@ -347,18 +346,32 @@ def _render(
 def _glyph_keypoints(glyph: np.ndarray) -> list[tuple[int, int]]:
     """Keypoints (u, v) of an upright glyph, in the order of KEYPOINTS.
 
-    The extremes are the means of the outermost pixels, so that a flat end gives its middle.
+    An extreme is the middle one of the outermost pixels, so that a flat end gives its middle and
+    two equal ends give one of them.
     """
-    v, u = np.nonzero(glyph)
+    (top, bottom), (left, right) = _extent(glyph.any(1)), _extent(glyph.any(0))
     end = _CELL // 4
-    chosen = [
-        v < v.min() + end,
-        v > v.max() - end,
-        u < u.min() + end,
-        u > u.max() - end,
-        slice(None),
+    strips = [
+        ((top, top + end), (left, right)),
+        ((bottom - end, bottom), (left, right)),
+        ((top, bottom), (left, left + end)),
+        ((top, bottom), (right - end, right)),
     ]
-    return [(int(u[c].sum()) // u[c].size, int(v[c].sum()) // v[c].size) for c in chosen]
+    keypoints = []
+    for name, ((v0, v1), (u0, u1)) in zip(KEYPOINTS, strips, strict=False):
+        v, u = np.nonzero(glyph[v0:v1, u0:u1])
+        along = u if name in ("top", "bottom") else v
+        middle = np.argsort(along, kind="stable")[along.size // 2]
+        keypoints.append((u0 + int(u[middle]), v0 + int(v[middle])))
+    positions = np.arange(_GLYPH)
+    center = [int(glyph.sum(axis) @ positions) // int(glyph.sum()) for axis in (0, 1)]
+    return [*keypoints, tuple(center)]
+
+
+def _extent(occupied: np.ndarray) -> tuple[int, int]:
+    """First and one past the last index that is True."""
+    indices = np.flatnonzero(occupied)
+    return int(indices[0]), int(indices[-1]) + 1
 
 
 def _nearest(mask: np.ndarray, x: int, y: int) -> tuple[int, int]:
@@ -425,12 +438,11 @@ def _annotate(digits: list[_Digit]) -> list[dict]:
         visible[digit.area_in_scene] = digit.mask & ~covered[digit.area_in_scene]
         thirds = np.zeros((HEIGHT, WIDTH), np.int64)
         thirds[digit.area_in_scene] = digit.thirds
-        rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
-        x, y = int(columns[0]), int(rows[0])
+        (y1, y2), (x1, x2) = _extent(visible.any(1)), _extent(visible.any(0))
         annotations.append(
             {
                 "category_id": digit.digit + 1,
-                "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "area": int(visible.sum()),
                 "iscrowd": 0,
                 "segmentation": _encode(visible),
