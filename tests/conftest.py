@@ -131,6 +131,21 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
             terminalreporter.line(_how_to_get_detectron2())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def datasets(tmp_path_factory: pytest.TempPathFactory):
+    """``DETECTRON2_DATASETS`` for the session: a temporary folder, with a link to BCCD if found.
+
+    What the tests generate must not land among the user's data, nor come from an older version's.
+    """
+    folder = tmp_path_factory.mktemp("datasets")
+    bccd = _find_bccd()
+    if bccd is not None:
+        (folder / "BCCD").symlink_to(bccd.resolve())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(folder))
+        yield folder
+
+
 @pytest.fixture(autouse=True)
 def seed() -> int:
     """Seeds Python, NumPy and PyTorch before each test, and returns the seed."""
@@ -141,9 +156,8 @@ def seed() -> int:
 
 
 @pytest.fixture(scope="session")
-def bccd_root() -> Path:
+def bccd_root(datasets: Path) -> Path:
     """The folder BCCD with ``Annotations``, ``ImageSets`` and ``JPEGImages``."""
-    root = _find_bccd()
-    if root is None:
+    if not (datasets / "BCCD").is_dir():
         pytest.skip("no BCCD in $DETECTRON2_DATASETS nor in ../shared/datasets")
-    return root
+    return datasets / "BCCD"
