@@ -1,0 +1,271 @@
+"""Packaging, the set-up behind make, and what the suite does about missing detectron2."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import hypernet_d2
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
+
+
+def run(*command, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
+    """Run with stdout and stderr together; ``env`` is added to an environment without our keys."""
+    ours = ("DETECTRON2", "HYPERNET_D2_REQUIRE_DETECTRON2", "CONDA_PREFIX", "PYTEST_ADDOPTS")
+    kept = {key: value for key, value in os.environ.items() if key not in ours}
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**kept, **env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+
+
+def write(path: Path, text: str, mode: int = 0o644) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(textwrap.dedent(text))
+    path.chmod(mode)
+
+
+def copy_checkout(to: Path) -> Path:
+    """What packaging and the set-up read, in a folder with a space in its name."""
+    checkout = to / "a checkout"
+    checkout.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, checkout)
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("hypernet_d2", "configs", "tools"):
+        shutil.copytree(ROOT / name, checkout / name, symlinks=True, ignore=ignore)
+    return checkout
+
+
+# Packaging
+
+
+def test_wheel_holds_every_module_and_config(tmp_path):
+    checkout = copy_checkout(tmp_path)
+    built = run(sys.executable, "setup.py", "-q", "bdist_wheel", "-d", tmp_path, cwd=checkout)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"hypernet_d2-{hypernet_d2.__version__}-"), built.stdout
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "hypernet_d2").rglob("*.py")}
+    configs = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
+    assert modules <= names
+    assert {f"hypernet_d2/model_zoo/{name}" for name in configs} <= names
+    assert not [name for name in names if name.startswith(("tests/", "tools/", "demo/"))]
+
+
+def test_layers_and_deploy_import_without_detectron2_and_the_rest_says_how_to_get_it():
+    code = """
+        import importlib, sys
+        sys.modules["detectron2"] = None
+        import hypernet_d2, hypernet_d2.layers, hypernet_d2.deploy
+        for name in ("config", "engine", "model_zoo", "modeling"):
+            for load in (
+                lambda: importlib.import_module("hypernet_d2." + name),
+                lambda: getattr(hypernet_d2, name),
+            ):
+                try:
+                    load()
+                except ImportError as error:
+                    assert hypernet_d2.DETECTRON2_HELP in str(error), (name, error)
+                else:
+                    raise AssertionError(name + " imports without detectron2")
+        try:
+            hypernet_d2.add_hypernet_config
+        except ImportError as error:
+            assert hypernet_d2.DETECTRON2_HELP in str(error)
+        print("passed")
+    """
+    done = run(sys.executable, "-c", textwrap.dedent(code))
+    assert done.stdout.endswith("passed\n"), done.stdout
+
+
+def test_one_commit_of_detectron2_is_named_everywhere():
+    places = (hypernet_d2.DETECTRON2_HELP, (ROOT / "README.md").read_text())
+    assert [set(COMMIT.findall(text)) for text in places] == [
+        set(COMMIT.findall(hypernet_d2.DETECTRON2_HELP))
+    ] * 2
+    # tools/setup_env.sh reads it from the package, by the one line that has it.
+    source = (ROOT / "hypernet_d2" / "__init__.py").read_text()
+    assert len(re.findall(r"@[0-9a-f]{40}", source)) == 1
+
+
+# tools/setup_env.sh, with a Python that logs what it would install
+
+
+@pytest.fixture
+def setup_env(tmp_path):
+    """A function that runs tools/setup_env.sh in an environment of stubs; ``.log`` is pip's."""
+    checkout = copy_checkout(tmp_path)
+    log = tmp_path / "pip.log"
+    log.touch()
+    environment = tmp_path / "an environment"
+    write(
+        environment / "bin" / "python",
+        f"""\
+        #!/bin/sh
+        case "$1 $2 $3" in
+            "-m pip download") exit 1 ;;
+            "-m pip "*) shift 2; echo "$*" >>"{log}"; exit 0 ;;
+        esac
+        exec "{sys.executable}" "$@"
+        """,
+        0o755,
+    )
+    write(tmp_path / "bin" / "git", "#!/bin/sh\nexit 128\n", 0o755)
+    stubs = tmp_path / "stubs"
+    write(stubs / "torch.py", "__version__ = '2.4.0'")
+    write(stubs / "cv2.py", "")
+    write(stubs / "pkg_resources.py", "")
+    write(
+        stubs / "detectron2" / "__init__.py", "raise ImportError('undefined symbol: stub\\nmore')"
+    )
+
+    def call(*arguments: str, **env: str) -> subprocess.CompletedProcess:
+        search = os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])
+        env = {"VIRTUAL_ENV": str(environment), "PYTHONPATH": str(stubs), "PATH": search, **env}
+        return run("sh", checkout / "tools" / "setup_env.sh", *arguments, cwd=tmp_path, **env)
+
+    call.log, call.checkout, call.environment = log, checkout, environment
+    return call
+
+
+def test_set_up_installs_once_and_runs_the_command_in_the_checkout(setup_env):
+    show = ("sh", "-c", 'pwd; command -v python; echo "$1"', "sh", "two words")
+    first = setup_env(*show, DETECTRON2="none")
+    assert first.returncode == 0, first.stdout
+    assert first.stdout.splitlines()[-3:] == [
+        str(setup_env.checkout),
+        str(setup_env.environment / "bin" / "python"),
+        "two words",
+    ]
+    installed = setup_env.log.read_text()
+    assert "--editable .[dev]" in installed
+    assert "torch==" not in installed  # the one that is there stays
+
+    second = setup_env("true", DETECTRON2="none")
+    assert second.returncode == 0 and "nothing changed" in second.stdout
+    assert "install" not in setup_env.log.read_text().removeprefix(installed)
+
+    with open(setup_env.checkout / "setup.py", "a") as file:
+        file.write("\n# changed\n")
+    assert "nothing changed" not in setup_env("true", DETECTRON2="none").stdout
+
+
+def test_set_up_goes_on_without_detectron2_and_says_why(setup_env):
+    done = setup_env("echo", "the command ran")
+    assert done.returncode == 0
+    assert "not from the environment (does not load: undefined symbol: stub)" in done.stdout
+    assert "not from a wheel folder of pip" in done.stdout
+    assert "cannot be reached" in done.stdout
+    assert done.stdout.endswith("the command ran\n")
+
+
+def test_set_up_that_requires_detectron2_ends_with_how_to_get_it(setup_env):
+    done = setup_env("--require-detectron2", "echo", "the command ran", DETECTRON2="none")
+    assert done.returncode == 1
+    assert hypernet_d2.DETECTRON2_HELP in done.stdout.splitlines()[-1]
+    assert "the command ran" not in done.stdout
+
+
+def test_set_up_refuses_a_detectron2_that_is_not_there(setup_env):
+    done = setup_env("true", DETECTRON2="no/such.whl")
+    assert done.returncode == 1
+    assert "DETECTRON2=no/such.whl" in done.stdout and "expected a wheel" in done.stdout
+    assert setup_env.log.read_text() == ""
+
+
+# .ci/run and tests/conftest.py
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_ci_run_ends_with_the_last_line_and_the_status_of_the_tests(tmp_path, status):
+    summary = "===== the last line of pytest ====="
+    write(
+        tmp_path / "bin" / "make",
+        f"""\
+        #!/bin/sh
+        [ "$1" = test ] || exit 0
+        [ "$HYPERNET_D2_REQUIRE_DETECTRON2" = 1 ] || exit 9
+        echo "{summary}"
+        [ {status} = 0 ] || echo "make: *** [Makefile:1: test] Error 1" >&2
+        exit {status}
+        """,
+        0o755,
+    )
+    search = os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])
+    done = run(ROOT / ".ci" / "run", PATH=search)
+    assert done.returncode == status, done.stdout
+    assert done.stdout.splitlines()[-1] == summary
+
+
+@pytest.fixture
+def tiny_suite(tmp_path):
+    """A function that runs pytest on three tests under a copy of our conftest.py."""
+    write(
+        tmp_path / "tests" / "test_tiny.py",
+        """\
+        import pytest
+
+        def test_plain():
+            pass
+
+        @pytest.mark.detectron2
+        def test_skips_itself():
+            pytest.skip("for no good reason")
+
+        @pytest.mark.detectron2
+        @pytest.mark.bccd
+        def test_photographs(bccd_root):
+            pass
+        """,
+    )
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "tests")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+
+    def call(**env: str) -> subprocess.CompletedProcess:
+        # No BCCD there, whatever this machine has.
+        env = {"PYTHONPATH": str(ROOT), "DETECTRON2_DATASETS": str(tmp_path), **env}
+        command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no")
+        return run(*command, cwd=tmp_path, **env)
+
+    return call
+
+
+def test_suite_without_detectron2_names_what_it_left_out(tiny_suite):
+    done = tiny_suite(DETECTRON2="none")
+    assert done.returncode == 0, done.stdout
+    assert "1 passed, 2 skipped" in done.stdout.splitlines()[-1]
+    left_out = done.stdout.partition("left out: no detectron2: DETECTRON2=none hides it")[2]
+    assert "test_tiny.py: 2 tests\n" in left_out
+    assert hypernet_d2.DETECTRON2_HELP in left_out
+
+
+def test_suite_that_requires_detectron2_does_not_start_without(tiny_suite):
+    done = tiny_suite(DETECTRON2="none", HYPERNET_D2_REQUIRE_DETECTRON2="1")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "detectron2 is missing" in done.stdout and "passed" not in done.stdout
+
+
+@pytest.mark.detectron2
+def test_suite_that_requires_detectron2_fails_a_skip_but_for_missing_data(tiny_suite):
+    done = tiny_suite(HYPERNET_D2_REQUIRE_DETECTRON2="1")
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
+    assert "1 failed, 1 passed, 1 skipped" in done.stdout.splitlines()[-1]
+    assert "test_skips_itself needs detectron2, which is here, but was skipped" in done.stdout
+    assert "left out: no BCCD" in done.stdout
