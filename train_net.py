@@ -44,7 +44,8 @@ def evaluate(cfg, resume: bool):
     return results
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Parse the command line and start the processes."""
     args = default_argument_parser().parse_args()
     launch(
         main,
@@ -54,3 +55,7 @@ if __name__ == "__main__":
         dist_url=args.dist_url,
         args=(args,),
     )
+
+
+if __name__ == "__main__":
+    cli()

@@ -51,3 +51,35 @@ def batched_inputs(*sizes: tuple[int, int], objects: int = 2, classes: int = 3) 
             {"image": torch.rand(3, h, w) * 255, "instances": instances, "height": h, "width": w}
         )
     return inputs
+
+
+def write_voc(root, count: int = 6, size: tuple[int, int] = (64, 80)) -> None:
+    """A set in VOC layout under ``root``: dark squares and bright bars on grey noise.
+
+    Split ``all`` names every image; the classes are "square" and "bar".
+    """
+    import cv2
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    h, w = size
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        image = rng.integers(100, 140, (h, w, 3), dtype=np.uint8)
+        objects = ""
+        for name, side, color in (("square", (16, 16), 20), ("bar", (10, 30), 240)):
+            x, y = int(rng.integers(0, w - side[1])), int(rng.integers(0, h - side[0]))
+            image[y : y + side[0], x : x + side[1]] = color
+            objects += (
+                f"<object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{x + 1}</xmin>"
+                f"<ymin>{y + 1}</ymin><xmax>{x + side[1]}</xmax><ymax>{y + side[0]}</ymax>"
+                "</bndbox></object>"
+            )
+        cv2.imwrite(str(root / f"JPEGImages/{i:03}.jpg"), image)
+        (root / f"Annotations/{i:03}.xml").write_text(
+            f"<annotation><size><width>{w}</width><height>{h}</height><depth>3</depth></size>"
+            f"{objects}</annotation>"
+        )
+    names = "".join(f"{i:03}\n" for i in range(count))
+    (root / "ImageSets/Main/all.txt").write_text(names)

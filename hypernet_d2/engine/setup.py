@@ -27,8 +27,9 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
 
     Raises:
         FileNotFoundError: if the config file is not there.
-        KeyError: if the file or the options name a key that does not exist.
-        ValueError: if a value has the wrong type, or the options are not pairs.
+        KeyError: if the file names a key that does not exist.
+        ValueError: if an option names a key that does not exist, or the options are not pairs, or
+            a value has the wrong type.
     """
     cfg = get_cfg()
     add_hypernet_config(cfg)
@@ -37,7 +38,10 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     opts = list(args.opts or [])
     if len(opts) % 2:
         raise ValueError(f"options come in pairs KEY VALUE; got {len(opts)} words: {opts}")
-    cfg.merge_from_list(opts)
+    try:
+        cfg.merge_from_list(opts)
+    except AssertionError as error:  # what yacs raises for an unknown key
+        raise ValueError(f"unknown configuration key among the options: {error}") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and default_device() == "cpu":
         logger.warning("MODEL.DEVICE is %r, but no GPU is usable: 'cpu' is used", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"

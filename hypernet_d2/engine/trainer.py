@@ -6,11 +6,14 @@ import contextlib
 import functools
 import logging
 import os
+import resource
+import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from unittest import mock
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import (
     MetadataCatalog,
@@ -30,6 +33,7 @@ __all__ = ["Trainer", "build_evaluator"]
 
 logger = logging.getLogger(__name__)
 
+LOG_PERIOD = 20  # that of the stock writers
 EVALUATORS = {"coco": COCOEvaluator, "pascal_voc": PascalVOCDetectionEvaluator}
 
 
@@ -53,23 +57,19 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
 
 
 class HostMemory(HookBase):
-    """Puts the process's peak resident memory into the event storage, in MB, every 20 steps."""
+    """Records the process's peak resident memory in MB, as ``host_mem_mb``, every 20 steps.
+
+    The stock printer shows a GPU's memory; on a CPU this hook logs the host's in its place.
+    """
 
     def after_step(self) -> None:
-        if self.trainer.iter % 20 == 0:
-            self.trainer.storage.put_scalar("host_mem_mb", peak_memory_mb(), smoothing_hint=False)
-
-
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process in MB; 0 where the platform does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return 0.0
-    import sys
-
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        if (self.trainer.iter + 1) % LOG_PERIOD:
+            return
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        self.trainer.storage.put_scalar("host_mem_mb", memory, smoothing_hint=False)
+        if not torch.cuda.is_available():
+            logger.info("peak host memory: %.0f MB", memory)
 
 
 class Trainer(DefaultTrainer):
@@ -84,6 +84,11 @@ class Trainer(DefaultTrainer):
         for hook in self._hooks:
             if hasattr(hook, "checkpointer"):
                 hook.checkpointer = self.checkpointer
+
+    def build_hooks(self) -> list[HookBase]:
+        """The stock hooks, and the host's memory before the writers."""
+        stock = super().build_hooks()
+        return [*stock[:-1], HostMemory(), *stock[-1:]]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):

@@ -1,0 +1,219 @@
+"""train_net.py as a user runs it: train, resume, evaluate, several processes, and mistakes."""
+
+import argparse
+import json
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ..helpers import TINY, batched_inputs, tiny_cfg, write_voc
+
+pytestmark = pytest.mark.detectron2
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / "configs/BCCD-Detection/hypernet_R_18.yaml")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Folder of a tiny VOC set that is also registered in this process as ``tiny``."""
+    from hypernet_d2.data import register_voc_style
+
+    root = tmp_path_factory.mktemp("tiny")
+    write_voc(root)
+    register_voc_style("tiny", root, "all", ["square", "bar"])
+    return root
+
+
+@pytest.fixture
+def train_tiny(tiny, monkeypatch) -> list:
+    """The command that trains on the tiny set in a process of its own; options are to follow."""
+    monkeypatch.setenv("TINY_VOC", str(tiny))
+    return [sys.executable, ROOT / "tests/engine/train_tiny.py", "--config-file", CONFIG]
+
+
+def options(output, *opts) -> list[str]:
+    """Command-line options of a short run on the tiny set."""
+    fixed = ["DATASETS.TRAIN", ("tiny",), "DATASETS.TEST", ("tiny",), "MODEL.ROI_HEADS.NUM_CLASSES",
+             2, "OUTPUT_DIR", output, "SOLVER.MAX_ITER", 4, "SOLVER.STEPS", (), "SEED", 1,
+             "SOLVER.CHECKPOINT_PERIOD", 2]  # fmt: skip
+    return [str(word) for word in [*TINY, *fixed, *opts]]
+
+
+def run(output, *opts, **arguments):
+    """What train_net.py does in one process with these arguments."""
+    main = runpy.run_path(str(ROOT / "train_net.py"))["main"]
+    fixed = {"config_file": CONFIG, "resume": False, "eval_only": False, "num_gpus": 1}
+    args = argparse.Namespace(**{**fixed, **arguments}, opts=options(output, *opts))
+    return main(args)
+
+
+def metrics(output) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+def test_a_run_leaves_checkpoints_metrics_events_and_ap(tiny, tmp_path):
+    run(tmp_path, "VIS_PERIOD", 2, "SOLVER.MAX_ITER", 20)
+    rows = metrics(tmp_path)
+    assert {"total_loss", "loss_rpn_cls", "eta_seconds", "host_mem_mb"} <= set().union(*rows)
+    assert (tmp_path / "model_final.pth").is_file()
+    assert (tmp_path / "config.yaml").is_file()
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+    again = run(tmp_path, "MODEL.WEIGHTS", tmp_path / "model_final.pth", eval_only=True)
+    assert again["bbox"]["AP"] == pytest.approx(rows[-1]["bbox/AP"])
+
+
+def test_a_killed_run_resumes_from_its_last_whole_checkpoint(train_tiny, tmp_path):
+    command = [*train_tiny, *options(tmp_path, "SOLVER.MAX_ITER", 100000)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.time() + 120
+        while not (tmp_path / "last_checkpoint").is_file() and time.time() < deadline:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    name = (tmp_path / "last_checkpoint").read_text()
+    saved = torch.load(tmp_path / name, weights_only=False)["iteration"]
+    half = tmp_path / f"model_{saved + 2:07}.pth"  # what a kill while writing leaves behind
+    half.write_bytes((tmp_path / name).read_bytes()[:1000])
+    run(tmp_path, "SOLVER.MAX_ITER", saved + 3, "DATASETS.TEST", (), resume=True)
+    final = torch.load(tmp_path / "model_final.pth", weights_only=False)
+    assert final["iteration"] == saved + 2
+    assert metrics(tmp_path)[-1]["iteration"] == saved + 2
+
+
+def test_two_processes_train_on_a_cpu(train_tiny, tmp_path):
+    command = [*train_tiny, "--num-gpus", "2", "--dist-url", "auto", *options(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "bbox/AP" in metrics(tmp_path)[-1]
+    assert "Rank of current process: 0. World size: 2" in done.stdout
+
+
+def test_the_voc_evaluator_is_one_key_away(tiny):
+    from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
+
+    from hypernet_d2.engine import build_evaluator
+
+    assert isinstance(build_evaluator(tiny_cfg(), "tiny"), COCOEvaluator)
+    cfg = tiny_cfg("MODEL.HYPERNET.EVALUATOR", "pascal_voc")
+    assert isinstance(build_evaluator(cfg, "tiny"), PascalVOCDetectionEvaluator)
+    with pytest.raises(ValueError, match=r"'lvis' .*expected one of \['coco', 'pascal_voc'\]"):
+        build_evaluator(tiny_cfg("MODEL.HYPERNET.EVALUATOR", "lvis"), "tiny")
+
+
+def test_an_unreadable_image_stops_training_with_its_name(tmp_path):
+    from hypernet_d2.data import register_voc_style
+
+    write_voc(tmp_path / "data")
+    register_voc_style("cut", tmp_path / "data", "all", ["square", "bar"])
+    image = tmp_path / "data/JPEGImages/003.jpg"
+    image.write_bytes(image.read_bytes()[:700])
+    with pytest.raises(ValueError, match=r"003\.jpg"):
+        run(tmp_path / "out", "DATASETS.TRAIN", ("cut",), "SOLVER.MAX_ITER", 20)
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_checkpoint(tiny, tmp_path):
+    with pytest.raises(FloatingPointError, match="iteration"):
+        run(tmp_path, "SOLVER.BASE_LR", 1e12, "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER", 50)
+
+
+@pytest.mark.parametrize(
+    ("opts", "error", "message"),
+    [
+        (["MODEL.HYPERNET.FEATURE.CHANELS", "8"], ValueError, "MODEL.HYPERNET.FEATURE.CHANELS"),
+        (["MODEL.HYPERNET.FEATURE.CHANNELS", "many"], ValueError, "many"),
+        (["MODEL.HYPERNET.FEATURE.CHANNELS"], ValueError, "pairs KEY VALUE; got 1"),
+    ],
+)
+def test_a_wrong_option_is_named(opts, error, message):
+    from hypernet_d2.engine import setup_cfg
+
+    with pytest.raises(error, match=message):
+        setup_cfg(argparse.Namespace(config_file=CONFIG, opts=opts))
+
+
+def test_an_unknown_key_in_a_file_is_named(tmp_path):
+    from hypernet_d2.engine import setup_cfg
+
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"_BASE_: {CONFIG!r}\nMODEL:\n  HYPERNET:\n    TRUNKS: x\n")
+    with pytest.raises(KeyError, match="MODEL.HYPERNET.TRUNKS"):
+        setup_cfg(argparse.Namespace(config_file=str(path), opts=[]))
+
+
+def test_the_device_is_the_one_that_is_there(monkeypatch):
+    from hypernet_d2.engine import setup_cfg
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = setup_cfg(argparse.Namespace(config_file=CONFIG, opts=["MODEL.DEVICE", "cuda"]))
+    assert cfg.MODEL.DEVICE == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert setup_cfg(argparse.Namespace(config_file=CONFIG, opts=[])).MODEL.DEVICE == "cuda"
+
+
+class TestCheckpoints:
+    """What may be loaded, and what is refused with the parameters that are wrong."""
+
+    @staticmethod
+    def saved(tmp_path, *opts, drop=()):
+        from detectron2.modeling import build_model
+
+        state = build_model(tiny_cfg(*opts)).state_dict()
+        path = tmp_path / "model.pth"
+        torch.save({"model": {k: v for k, v in state.items() if not k.startswith(drop)}}, path)
+        return str(path)
+
+    @staticmethod
+    def load(path, strict):
+        from detectron2.modeling import build_model
+
+        from hypernet_d2.engine import HyperNetCheckpointer
+
+        model = build_model(tiny_cfg())
+        HyperNetCheckpointer(model, strict=strict).load(path)
+        return model
+
+    def test_weights_come_back(self, tmp_path):
+        path = self.saved(tmp_path)
+        state = torch.load(path)["model"]
+        assert all(torch.equal(v, state[k]) for k, v in self.load(path, True).state_dict().items())
+
+    def test_another_width_is_refused_for_evaluation(self, tmp_path):
+        path = self.saved(tmp_path, "MODEL.HYPERNET.FEATURE.CHANNELS", 12)
+        with pytest.raises(ValueError, match=r"model\.pth.*another shape \(backbone.hyper_feature"):
+            self.load(path, strict=True)
+
+    def test_a_missing_part_is_refused_for_evaluation_and_allowed_for_training(self, tmp_path):
+        path = self.saved(tmp_path, drop=("roi_heads", "proposal_generator"))
+        with pytest.raises(ValueError, match=r"missing \(proposal_generator"):
+            self.load(path, strict=True)
+        self.load(path, strict=False)
+
+    def test_a_file_that_holds_nothing_of_the_model_is_refused_always(self, tmp_path):
+        path = tmp_path / "other.pth"
+        torch.save({"model": {"layer.weight": torch.zeros(3)}}, path)
+        with pytest.raises(ValueError, match="at least one parameter"):
+            self.load(str(path), strict=False)
+
+    def test_evaluation_without_weights_is_refused(self, tiny, tmp_path):
+        with pytest.raises(ValueError, match="--eval-only needs weights"):
+            run(tmp_path, eval_only=True)
+
+
+def test_the_same_seed_gives_the_same_losses():
+    from detectron2.modeling import build_model
+    from detectron2.utils.events import EventStorage
+
+    def losses():
+        torch.manual_seed(3)
+        model = build_model(tiny_cfg()).train()
+        with EventStorage():
+            return {k: v.item() for k, v in model(batched_inputs((64, 64), (48, 64))).items()}
+
+    assert losses() == losses()
