@@ -350,7 +350,7 @@ def _glyph_keypoints(glyph: np.ndarray) -> list[tuple[int, int]]:
     two equal ends give one of them.
     """
     (top, bottom), (left, right) = _extent(glyph.any(1)), _extent(glyph.any(0))
-    end = _CELL // 4
+    end = _CELL // 8
     strips = [
         ((top, top + end), (left, right)),
         ((bottom - end, bottom), (left, right)),
