@@ -7,8 +7,7 @@ in VOC layout: 205 train, 87 val, 72 test. It belongs in ``$DETECTRON2_DATASETS/
 from .paths import datasets_root
 from .voc_style import load_voc_style
 
-# The set fixes no order. This one goes from the commonest class to the rarest, and is the one in
-# which published tables of AP list them.
+# The xml names classes and gives them no order; this one goes from the commonest to the rarest.
 CLASSES = ("RBC", "WBC", "Platelets")
 SPLITS = ("train", "val", "test")
 

@@ -65,16 +65,17 @@ logger = logging.getLogger(__name__)
 def digits_root() -> Path:
     """The folder of the generated scenes: ``$DETECTRON2_DATASETS/digits`` or a cache folder.
 
-    The cache folder (``$XDG_CACHE_HOME/hypernet_d2/digits``) is taken where the former does not
-    exist and cannot be made.
+    The cache folder, ``$XDG_CACHE_HOME/hypernet_d2/digits``, is taken where the former holds no
+    scenes of this version and cannot be written: ``$DETECTRON2_DATASETS`` does not exist, or it or
+    the folder digits in it is read-only.
     """
-    preferred = datasets_root()
-    if (preferred / "digits").is_dir():
-        preferred = preferred / "digits"
-    # Root may write everywhere; a folder that no one has leave to write into is meant to stay.
-    writable = preferred.is_dir() and preferred.stat().st_mode & 0o222
-    if writable and os.access(preferred, os.W_OK):
-        return datasets_root() / "digits"
+    preferred = datasets_root() / "digits"
+    if any(preferred.glob(f"*-v{VERSION}-*")):
+        return preferred
+    parent = preferred if preferred.is_dir() else preferred.parent
+    # Root may write everywhere, but a folder whose mode lets no one write is to be left alone.
+    if parent.is_dir() and parent.stat().st_mode & 0o222 and os.access(parent, os.W_OK):
+        return preferred
     return cache_root() / "digits"
 
 
@@ -84,7 +85,8 @@ def generate_digits(
     """Make the scenes of a split under ``root``, unless they are there, and say where.
 
     The folder is written under another name and renamed when it is complete, so a process that is
-    killed leaves no half of it, and of two processes that generate at once one's work is kept.
+    killed leaves no half of it (only its scratch folder, whose name starts with a dot), and of two
+    processes that generate at once one's work is kept.
     Scene i depends on ``split``, ``seed`` and i only, so fewer scenes are the first of more.
 
     Args:

@@ -247,6 +247,15 @@ def test_root_is_with_the_other_data_sets_or_in_the_cache(tmp_path, monkeypatch)
     (tmp_path / "sets").chmod(0o555)
     assert digits.digits_root() == in_cache
     (tmp_path / "sets").chmod(0o755)
+    holder = tmp_path / "sets" / "digits"
+    made = digits.generate_digits(holder, "val", num_images=1)
+    holder.chmod(0o555)
+    assert digits.digits_root() == holder
+    holder.chmod(0o755)
+    made.rename(holder / "val-v0-seed0-n1")
+    holder.chmod(0o555)
+    assert digits.digits_root() == in_cache
+    holder.chmod(0o755)
 
 
 @pytest.fixture
