@@ -24,6 +24,7 @@ from hypernet_d2.engine import setup_cfg
 
 PAIRS_PER_ROW = 2
 CELL_WIDTH = 640  # pixels of one image on the sheet
+LABEL_FONT, LABEL_HEIGHT = 11, 22  # points; pixels of the sheet
 DPI = 160
 
 
@@ -59,15 +60,21 @@ def draw(
     """``image`` (H, W, 3, RGB), enlarged to the cell's width, with a labelled box per object.
 
     ``boxes`` are (n, 4), x0, y0, x1, y1 in pixels of ``image``; a class has one colour throughout.
+    Not by ``Visualizer.overlay_instances``, whose labels shrink with the objects.
     """
-    visualizer = Visualizer(image, metadata, scale=CELL_WIDTH / image.shape[1])
-    colours = matplotlib.colormaps["tab10"].colors
-    visualizer.overlay_instances(
-        boxes=boxes,
-        labels=texts,
-        assigned_colors=[colours[c % len(colours)] for c in classes],
-        alpha=1.0,
-    )
+    scale = CELL_WIDTH / image.shape[1]
+    visualizer = Visualizer(image, metadata, scale=scale)
+    for box, label, text in zip(boxes, classes, texts, strict=True):
+        colour = matplotlib.colormaps["hsv"](label / len(metadata.thing_classes))[:3]
+        visualizer.draw_box(box, alpha=1.0, edge_color=colour)
+        above = box[1] - LABEL_HEIGHT / scale
+        visualizer.draw_text(
+            text,
+            (box[0], above if above >= 0 else box[3]),
+            font_size=LABEL_FONT / scale,
+            color="white",
+            horizontal_alignment="left",
+        )
     return visualizer.output.get_image()
 
 
@@ -112,7 +119,7 @@ def make_sheet(args: argparse.Namespace, cfg: CfgNode) -> plt.Figure:
     figure, axes = plt.subplots(
         rows,
         2 * PAIRS_PER_ROW,
-        figsize=(2 * PAIRS_PER_ROW * inches, rows * inches * 0.85 + 0.5),
+        figsize=(2 * PAIRS_PER_ROW * inches, rows * (inches * 0.75 + 0.35) + 0.4),
         squeeze=False,
         dpi=DPI,
         layout="constrained",
