@@ -40,7 +40,7 @@ PARTS = ("upper", "middle", "lower")
 JSON_NAME = "annotations.json"
 
 # Part of the cache's name: raise it whenever the generated scenes change.
-VERSION = 1
+VERSION = 2
 HEIGHT, WIDTH = 240, 320
 _DIGIT_HEIGHTS = (8, 90)  # pixels, before rotation
 _MAX_ROTATION = 30  # degrees either way; more would make a 6 of a 9
