@@ -1,63 +1,71 @@
-"""RoI pooling of regular windows, written as one small matrix for each axis of a window shape.
+"""RoI pooling of regular windows, as one small matrix for each axis of a window shape.
 
-A window of a regular grid starts at a whole cell, so which cells a bin covers depends on the
-window's shape alone. Both poolers are separable: a pooled value is
+A window of a regular grid starts at a whole cell, so which of its cells a bin covers depends on the
+window's shape alone, and both poolers separate into rows and columns:
 
-    pooled[i, j] = sum over y, x of rows[i, y] * columns[j, x] * m[y0 + y, x0 + x]
+    pooled[i, j] = sum over y, x of rows[i, y] * columns[j, x] * map[y0 + y, x0 + x]
 
-where for RoIAlign m is the map itself and the weights are bilinear weights, averaged over a bin's
-samples, and where for RoI max pooling m is the map after a sliding maximum and the weights select
-one cell. A bin of max pooling covers k or k + 1 cells along an axis, so there are as many maps m
-as pairs of extents and each bin selects from one of them.
+For RoIAlign the map is the feature itself, and the weights are bilinear weights averaged over the
+samples of a bin. For RoI max pooling the map is the feature after a sliding maximum, and the
+weights select one cell. A bin of max pooling covers k or k + 1 cells along an axis, so a shape
+reads one map for each pair of extents (kh, kw), and each of its bins selects from one of them.
 
-The functions here give the weights of all n positions of a shape along one axis, the rules at the
-map's border included. Legend: n positions, P bins, K cells that a window may touch.
+Legend: n positions of a window shape along an axis, P bins, K cells that a window may touch.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["align_weights", "max_pool_weights", "sliding_max", "with_taps"]
+__all__ = [
+    "Ranges",
+    "align_weights",
+    "max_pool_bins",
+    "max_pool_weights",
+    "range_max",
+    "sliding_max",
+    "with_taps",
+]
 
 
-def max_pool_bins(extent: int, bins: int, dtype: torch.dtype) -> tuple[list[int], list[int]]:
+def max_pool_bins(extent: int, bins: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Returns the first cell and the number of cells of each bin of `roi_pool`, along one axis.
 
-    Computed in `dtype` as the kernel does: rounding can add a cell to a bin, which exact fractions
+    Computed in `dtype` as the kernel does: rounding can add a cell to a bin, where exact fractions
     would not.
+
+    Returns:
+        Two (P,) int64 tensors; the first cells count from the start of the window.
     """
     size = torch.tensor(extent, dtype=dtype) / torch.tensor(bins, dtype=dtype)
     edges = torch.arange(bins + 1, dtype=dtype) * size
-    starts, ends = edges[:-1].floor().long(), edges[1:].ceil().long()
-    return starts.tolist(), (ends - starts).tolist()
+    first = edges[:-1].floor().long()
+    return first, edges[1:].ceil().long() - first
 
 
-def max_pool_weights(
-    extent: int, stride: int, count: int, length: int, bins: int, dtype: torch.dtype
-) -> dict[int, Tensor]:
-    """Returns, for each number of cells that a bin covers, which cell each bin selects.
+def max_pool_weights(first: Tensor, covered: Tensor, extent: int, exists: Tensor) -> dict:
+    """Returns which cell each bin of max pooling selects from the map of each extent.
 
-    Position k of the shape starts at cell k * stride of a map of `length` cells.
+    Args:
+        first, covered: of `max_pool_bins`.
+        extent: K.
+        exists: (n, P) bool; a bin wholly beyond the map selects nothing, and so becomes 0.
 
     Returns:
-        {cells covered: (count, bins, extent) of 0 and 1}. A bin that lies wholly beyond the map
-        selects nothing: its pooled value is 0, as in `roi_pool`.
+        {cells covered: (n, P, K) float32 of 0 and 1}.
     """
-    starts, covered = max_pool_bins(extent, bins, dtype)
-    selected = F.one_hot(torch.tensor(starts), extent).to(dtype)
-    cell = torch.arange(count)[:, None] * stride + torch.tensor(starts)
-    selected = selected * (cell < length)[:, :, None]
-    covered = torch.tensor(covered)
+    selected = F.one_hot(first, extent) * exists[:, :, None]
     return {
-        int(cells): selected * (covered == cells)[:, None] for cells in covered.unique().tolist()
+        cells: (selected * (covered == cells)[:, None]).float()
+        for cells in sorted(set(covered.tolist()))
     }
 
 
 def align_weights(
     extent: int,
-    stride: int,
-    count: int,
+    first: Tensor,
     length: int,
     bins: int,
     sampling_ratio: int,
@@ -66,42 +74,44 @@ def align_weights(
 ) -> Tensor:
     """Returns the weights of `roi_align(aligned=True)` along one axis.
 
-    Position k of the shape starts at cell k * stride of a map of `length` cells; its weights are
-    those of the cells k * stride - 1 to k * stride + extent - 1, because the samples are shifted
-    by half a cell.
+    Args:
+        extent: cells of the window.
+        first: (n,) int64, the cells at which the windows start.
+        length: cells of the map.
+        sampling_ratio: samples of a bin; 0 or less takes ceil((extent - 1) / P).
+        dtype: what the kernel computes in.
 
     Returns:
-        (count, bins, extent + 1).
+        (n, P, extent + 1): the weights of the cells from first - 1 on, since aligned samples are
+        shifted by half a cell.
     """
-    # The kernel's own order of operations: a sample on the border is in or out by its last bit.
-    first = torch.arange(count) * stride
+    # The kernel's own order of operations: whether a sample lies on the map can hang on a bit.
     scale = torch.tensor(1 / feature_stride, dtype=dtype)
     start = (first * feature_stride).to(dtype) * scale - 0.5
     end = ((first + extent - 1) * feature_stride).to(dtype) * scale - 0.5
-    size = (end - start) / bins
+    size = ((end - start) / bins)[:, None]
     samples = sampling_ratio if sampling_ratio > 0 else int(size[0].ceil())
-    within = (torch.arange(samples, dtype=dtype) + 0.5) * size[:, None] / max(samples, 1)
-    bin_start = start[:, None] + torch.arange(bins, dtype=dtype) * size[:, None]
+    within = (torch.arange(samples, dtype=dtype) + 0.5) * size / samples if samples else size[:, :0]
+    bin_start = start[:, None] + torch.arange(bins, dtype=dtype) * size
     position = bin_start[:, :, None] + within[:, None, :]  # (n, P, samples), in cells
 
-    # Up to one cell outside a sample takes the border's value; farther out it is 0.
+    # A sample up to one cell outside takes the border's value; one farther out is 0.
     exists = (position >= -1) & (position <= length)
     position = position.clamp(0, length - 1)
     low = position.floor()
     fraction = position - low
-    cell = low.long() - (first - 1)[:, None, None]
-    # A clamped position may lie before the cells of its window, but then it does not exist.
-    cell, next_cell = cell.clamp(0, extent), (cell + 1).clamp(0, extent)
-    weights = torch.zeros(count, bins, extent + 1, dtype=dtype)
+    # Of samples that do not exist the cell may not be the window's either.
+    cell = (low.long() - (first - 1)[:, None, None]).clamp(0, extent)
+    weights = torch.zeros(len(first), bins, extent + 1, dtype=dtype)
     weights.scatter_add_(2, cell, (1 - fraction) * exists)
-    weights.scatter_add_(2, next_cell, fraction * exists)
+    weights.scatter_add_(2, (cell + 1).clamp(max=extent), fraction * exists)
     return weights / max(samples, 1)
 
 
 def with_taps(weights: Tensor) -> Tensor:
-    """Joins a 3-tap convolution over the bins, padded by zeros, to pooling weights.
+    """Joins a 3-tap convolution over the bins, padded by zeros, to the weights of pooling.
 
-    Output bin i of the convolution reads, with its tap t, what pooling gives for bin i + t - 1.
+    Output bin i of the convolution reads, by its tap t, what pooling gives for bin i + t - 1.
 
     Args:
         weights: (n, P, K).
@@ -109,20 +119,53 @@ def with_taps(weights: Tensor) -> Tensor:
     Returns:
         (n, P, K * 3), the tap innermost.
     """
+    bins = weights.shape[1]
     padded = F.pad(weights, (0, 0, 1, 1))
-    taps = [padded[:, tap : tap + weights.shape[1]] for tap in range(3)]
-    return torch.stack(taps, dim=-1).flatten(2)
+    return torch.stack([padded[:, tap : tap + bins] for tap in range(3)], dim=-1).flatten(2)
 
 
-def sliding_max(x: Tensor, extent: int, dim: int, length: int) -> Tensor:
-    """Returns the maxima of x over [i, i + extent) for i in [0, length), along a dimension.
+def sliding_max(x: Tensor, extent: int, dim: int) -> Tensor:
+    """Returns the maxima of x over every [i, i + extent) along a dimension.
 
-    x has at least length + extent - 1 entries there. Takes log2(extent) passes by doubling.
+    The reach doubles with each pass: log2(extent) passes. The result is extent - 1 shorter than x.
     """
     reach = 1
     while reach < extent:
         step = min(reach, extent - reach)
-        size = x.shape[dim] - step if reach + step < extent else length
+        size = x.shape[dim] - step
         x = torch.maximum(x.narrow(dim, 0, size), x.narrow(dim, step, size))
         reach += step
-    return x.narrow(dim, 0, length)
+    return x
+
+
+class Ranges(NamedTuple):
+    """Ranges of cells along an axis."""
+
+    first: Tensor  # (B,) int64
+    covered: Tensor  # (B,) int64, the numbers of cells
+    reach: int  # at most the smallest number of cells, and at least half the largest
+
+    @classmethod
+    def of(cls, first: Tensor, covered: Tensor) -> "Ranges":
+        """Bins of one window differ by so little that a power of two reaches half of each."""
+        reach = 1 << (int(covered.min()).bit_length() - 1)
+        assert int(covered.max()) <= 2 * reach
+        return cls(first, covered, reach)
+
+    def part(self, start: int, count: int) -> "Ranges":
+        stop = start + count
+        return Ranges(self.first[start:stop], self.covered[start:stop], self.reach)
+
+
+def range_max(x: Tensor, ranges: Ranges, dim: int) -> Tensor:
+    """Returns the maximum over each range of cells along a dimension.
+
+    Args:
+        x: the maxima over `ranges.reach` cells, of `sliding_max`.
+
+    Returns:
+        x with B entries in the dimension.
+    """
+    from_start = x.index_select(dim, ranges.first)
+    to_end = x.index_select(dim, ranges.first + (ranges.covered - ranges.reach))
+    return torch.maximum(from_start, to_end)

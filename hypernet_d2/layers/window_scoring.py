@@ -1,55 +1,55 @@
 """Objectness and box offsets of every window of a regular grid (HyperNet, sections 3.2 and 3.5).
 
+`WindowScorer.forward_boxes` is the definition: pool each box, convolve, classify. `forward` is the
+same function of all windows of the grid, without pooling each of them:
+
+1. The convolution's nine 1x1 products commute with the selection (or interpolation) of cells, so
+   that each map is projected once, from C channels to the O * 9 of the taps.
+2. A window's bins are a fixed, separable combination of its cells, the taps' shifts included; a
+   matrix product over the rows of all windows of a shape, then one over their columns, gives their
+   convolved features (`window_pooling` has these matrices).
+3. The fully connected layers follow at once, a few rows of windows at a time, in cache.
+
 Legend: N images, C channels, (H, W) map, R windows, P bins along an axis, O channels of the
-convolution, t taps along an axis (3, or 1 where the convolution goes before pooling), n (ny, nx)
-positions of a shape along an axis, K cells that a window may touch along an axis.
+convolution, t taps along an axis (3, or 1 where the convolution goes before pooling), (ny, nx)
+positions of a window shape, K cells of a window along an axis.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align, roi_pool
 
-from .window_pooling import align_weights, max_pool_weights, sliding_max, with_taps
+from .window_maps import Maps, projected_maps, values_per_step
+from .window_plan import AxisPlan, ShapePlan, place, plan_roi_align, plan_roi_pool
 from .windows import WindowGrid, remember
 
 __all__ = ["WindowScorer"]
 
 POOLER_TYPES = ("ROIPool", "ROIAlignV2")
 
-# Values that one step works on: small enough for a CPU's cache, large enough to fill a GPU.
-_CPU_STEP = 1 << 20
-_CUDA_STEP = 1 << 25
 
+class _Weights(NamedTuple):
+    """The parameters as the dense path multiplies by them."""
 
-@dataclass(frozen=True)
-class _ShapePlan:
-    """How the windows of one shape are pooled and convolved on a map of one size.
-
-    The keys of `rows` and `columns` are the extents of the sliding maximum that the weights select
-    from; RoIAlign reads the map itself, which is the maximum over a single cell.
-    """
-
-    index: int  # in the grid
-    stride: tuple[int, int]  # (y, x) in cells
-    rows: dict[int, Tensor]  # {kh: (ny, P, Kh * t)}
-    columns: dict[int, Tensor]  # {kw: (nx, Kw * t, P)}
-
-    @property
-    def pairs(self) -> list[tuple[int, int]]:
-        return [(kh, kw) for kh in self.rows for kw in self.columns]
+    taps: Tensor | None  # (C, t * O * t)
+    conv_bias: Tensor | None  # (O, 1)
+    fc: Tensor  # (P * O * P, hidden), in the order in which features arise
+    fc_bias: Tensor
+    predictor: Tensor  # (hidden, 5), objectness and deltas
+    predictor_bias: Tensor
 
 
 class WindowScorer(nn.Module):
-    """Pools each window to P x P, convolves 3 x 3, and predicts objectness and box offsets.
+    """Pools windows to P x P, convolves them, and predicts objectness and box offsets.
 
-    pool -> conv 3x3 -> ReLU -> fc -> ReLU -> {objectness, deltas}; in HyperNet-SP (section 3.5)
-    conv 3x3 -> ReLU -> pool -> fc -> ReLU -> {objectness, deltas}.
+    pool -> conv 3x3 -> ReLU -> fc -> ReLU -> {objectness, deltas} as in section 3.2, or
+    conv 3x3 -> ReLU -> pool -> fc -> ReLU -> {objectness, deltas} as in HyperNet-SP, section 3.5.
     """
+
     def __init__(
         self,
         in_channels: int,
@@ -62,9 +62,32 @@ class WindowScorer(nn.Module):
         fc_dim: int = 256,
         conv_before_pooling: bool = False,
     ):
+        """
+        Args:
+            in_channels: C.
+            grid: the windows that `forward` scores.
+            pooler_type: "ROIPool" (the paper) or "ROIAlignV2".
+            pooler_resolution: P.
+            sampling_ratio: RoIAlign's samples of a bin along an axis; 0 adapts to the window.
+            conv_channels: O.
+            fc_dim: width of the fully connected layer.
+            conv_before_pooling: HyperNet-SP.
+
+        Raises:
+            ValueError: an unknown pooler, or a size below 1.
+        """
         super().__init__()
         if pooler_type not in POOLER_TYPES:
             raise ValueError(f"pooler_type: expected one of {POOLER_TYPES}, got {pooler_type!r}")
+        sizes = {
+            "in_channels": in_channels,
+            "pooler_resolution": pooler_resolution,
+            "conv_channels": conv_channels,
+            "fc_dim": fc_dim,
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name}: expected at least 1, got {size}")
         self.grid = grid
         self.pooler_type = pooler_type
         self.pooler_resolution = pooler_resolution
@@ -80,7 +103,7 @@ class WindowScorer(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
         for layer in (self.conv, self.fc, self.objectness, self.deltas):
             nn.init.zeros_(layer.bias)
-        self._plans = OrderedDict()
+        self._plans: OrderedDict[tuple, list[ShapePlan]] = OrderedDict()
 
     def forward_boxes(self, x: Tensor, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Scores given boxes, with gradient: the definition of what `forward` computes.
@@ -93,45 +116,41 @@ class WindowScorer(nn.Module):
             logits (sum of Ri,) and deltas (sum of Ri, 4), image after image.
         """
         if self.conv_before_pooling:
-            pooled = self._pool(F.relu(self.conv(x)), boxes)
+            features = self._pool(F.relu(self.conv(x)), boxes)
         elif self.pooler_type == "ROIAlignV2":
-            pooled = F.relu(self._pool_projected(x, boxes))
+            features = F.relu(self._convolve_and_pool(x, boxes))
         else:
-            pooled = F.relu(self.conv(self._pool(x, boxes)))
-        hidden = F.relu(self.fc(pooled.flatten(1)))
+            features = F.relu(self.conv(self._pool(x, boxes)))
+        hidden = F.relu(self.fc(features.flatten(1)))
         return self.objectness(hidden).squeeze(1), self.deltas(hidden)
 
     def _pool(self, x: Tensor, boxes: list[Tensor]) -> Tensor:
-        """Returns (sum of Ri, C, P, P). Half precision is pooled in float32, as torchvision does
-        under autocast: the bins' edges need the digits."""
-        dtype = x.dtype
-        if dtype in (torch.float16, torch.bfloat16):
-            x = x.float()
-        boxes = [b.to(x.dtype) for b in boxes]
-        scale = 1 / self.grid.feature_stride
+        """Returns the pooled boxes, (sum of Ri, channels of x, P, P)."""
+        # Half precision has too few digits for the edges of bins, and torchvision not all kernels.
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        boxes = [b.to(wide.dtype) for b in boxes]
+        size, scale = self.pooler_resolution, 1 / self.grid.feature_stride
         if self.pooler_type == "ROIPool":
-            pooled = roi_pool(x, boxes, self.pooler_resolution, scale)
-        else:
-            pooled = roi_align(
-                x, boxes, self.pooler_resolution, scale, self.sampling_ratio, aligned=True
-            )
-        return pooled.to(dtype)
+            return roi_pool(wide, boxes, size, scale).to(x.dtype)
+        return roi_align(wide, boxes, size, scale, self.sampling_ratio, aligned=True).to(x.dtype)
 
-    def _pool_projected(self, x: Tensor, boxes: list[Tensor]) -> Tensor:
-        """Returns conv(pool(x)) (sum of Ri, O, P, P) for a linear pooler.
+    def _convolve_and_pool(self, x: Tensor, boxes: list[Tensor]) -> Tensor:
+        """Returns conv(pool(x)), (sum of Ri, O, P, P), for a linear pooler.
 
-        The convolution's nine 1x1 products commute with the pooler, so its 9 * O channels are
-        pooled instead of C; `fold` then sums the nine shifted copies, padded by zeros.
+        Pools the convolution's 9 * O products instead of C channels, then adds their nine shifted
+        copies, with zeros around the P x P bins as the padded convolution has.
         """
-        # fold moves a tap's values the other way than a convolution reads them.
-        taps = self.conv.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2)[..., None, None]
-        pooled = self._pool(F.conv2d(x, taps), boxes)
-        size = self.pooler_resolution
-        return F.fold(pooled.flatten(2), (size, size), 3, padding=1) + self.conv.bias[:, None, None]
+        # fold moves a tap's values against the direction in which a convolution reads them.
+        taps = self.conv.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]
+        pooled = self._pool(F.conv2d(x, taps), boxes).flatten(2)
+        size = (self.pooler_resolution, self.pooler_resolution)
+        return F.fold(pooled, size, 3, padding=1) + self.conv.bias[:, None, None]
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores all windows of the grid; for inference only, gradients are not recorded.
+        """Scores all windows of the grid; for inference, as it records no gradient.
+
+        Traced or exported, it holds for the size of map that it was traced with.
 
         Args:
             x: (N, C, H, W).
@@ -141,149 +160,94 @@ class WindowScorer(nn.Module):
         """
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        map_size = (int(x.shape[2]), int(x.shape[3]))
         with torch.autocast(device, enabled=False):
-            scores = torch.stack([self._score_image(image) for image in x.to(dtype)])
-        return scores[..., 0], scores[..., 1:]
+            plans = self._plan(map_size, x.device, dtype)
+            weights = self._weights(dtype)
+            # expand makes a traced graph refuse a map of another size.
+            x = x.to(dtype).expand(-1, -1, *map_size)
+            if self.conv_before_pooling:
+                bias = self.conv.bias.to(dtype)
+                x = F.relu(F.conv2d(x, self.conv.weight.to(dtype), bias, padding=1))
+            scores = torch.stack([self._score_image(image, plans, weights) for image in x])
+        return scores[:, :, 0], scores[:, :, 1:]
 
-    def _score_image(self, image: Tensor) -> Tensor:
-        """(C, H, W) -> (R, 5), objectness and deltas."""
-        if self.conv_before_pooling:
-            weight, bias = self.conv.weight.to(image.dtype), self.conv.bias.to(image.dtype)
-            image = F.conv2d(image[None], weight, bias, padding=1).relu_()[0]
-        plans = self._plan((image.shape[1], image.shape[2]), image.device, image.dtype)
-        head = _Head(self, image.dtype)
-        scores: dict[int, Tensor] = {}
-        for plan, maps in self._maps(image, plans):
-            scores[plan.index] = head.score(plan, maps)
-        return torch.cat([scores[index] for index in sorted(scores)])
+    def _plan(
+        self, map_size: tuple[int, int], device: torch.device, dtype: torch.dtype
+    ) -> list[ShapePlan]:
+        def build() -> list[ShapePlan]:
+            exact = torch.float64 if dtype == torch.float64 else torch.float32
+            bins = self.pooler_resolution
+            if self.pooler_type == "ROIPool":
+                plans = plan_roi_pool(self.grid, map_size, bins, exact)
+            else:
+                plans = plan_roi_align(self.grid, map_size, bins, self.sampling_ratio, exact)
+            return place(plans, 1 if self.conv_before_pooling else 3, device, dtype)
 
-    def _maps(self, image: Tensor, plans: list[_ShapePlan]) -> Iterator:
-        """Yields each shape's plan with {(kh, kw): (H', t, O, W', t)} of the pairs it selects from.
-
-        A pair's map is made when the first shape needs it and dropped after the last.
-        """
-        last_use = {pair: plan.index for plan in plans for pair in plan.pairs}
-        reach_y = max(max(plan.rows) for plan in plans) - 1
-        reach_x = max(max(plan.columns) for plan in plans) - 1
-        height, width = image.shape[1:]
-        cells = F.pad(image, (0, reach_x, 0, reach_y), value=-torch.inf)
-        cells = cells.permute(1, 2, 0).contiguous()
-        before = int(self.pooler_type == "ROIAlignV2")
-        size = self._padded_size(plans)
-        size = (max(size[0], height + before), max(size[1], width + before))
-        maps: dict[tuple[int, int], Tensor] = {}
-        maxima: dict[int, Tensor] = {}
-        for plan in plans:
-            maxima = {kh: maxima[kh] for kh in plan.rows if kh in maxima}
-            for kh, kw in plan.pairs:
-                if (kh, kw) in maps:
-                    continue
-                if kh not in maxima:
-                    maxima[kh] = sliding_max(cells, kh, 0, height)
-                projected = self._project(sliding_max(maxima[kh], kw, 1, width))
-                padding = (before, size[1] - width - before, before, size[0] - height - before)
-                maps[kh, kw] = F.pad(projected, (0, 0, *padding[:2], 0, 0, 0, 0, *padding[2:]))
-            yield plan, maps
-            maps = {pair: m for pair, m in maps.items() if last_use[pair] != plan.index}
-
-    def _project(self, cells: Tensor) -> Tensor:
-        """(H, W, C) -> (H, t, O, W, t), the 1x1 products of the convolution's taps."""
-        if self.conv_before_pooling:
-            return cells.permute(0, 2, 1)[:, None, :, :, None]
-        height, width, channels = cells.shape
-        taps = self.conv.weight.to(cells.dtype).permute(1, 2, 0, 3).flatten(1)  # C, (t, O, t)
-        products = cells.reshape(-1, channels) @ taps
-        return products.view(height, width, 3, -1, 3).permute(0, 2, 3, 1, 4)
-
-    def _padded_size(self, plans: list[_ShapePlan]) -> tuple[int, int]:
-        taps = 1 if self.conv_before_pooling else 3
-        height = width = 0
-        for plan in plans:
-            rows, columns = next(iter(plan.rows.values())), next(iter(plan.columns.values()))
-            height = max(height, (len(rows) - 1) * plan.stride[0] + rows.shape[2] // taps)
-            width = max(width, (len(columns) - 1) * plan.stride[1] + columns.shape[1] // taps)
-        return height, width
-
-    def _plan(self, map_size, device, dtype) -> list[_ShapePlan]:
-        def build():
-            return self._build_plan(map_size, device, dtype)
         return remember(self._plans, (map_size, device, dtype), build)
 
-    def _build_plan(self, map_size, device, dtype) -> list[_ShapePlan]:
-        plans = []
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
-        taps = (lambda w: w) if self.conv_before_pooling else with_taps
+    def _weights(self, dtype: torch.dtype) -> _Weights:
+        bins, channels = self.pooler_resolution, self.conv.out_channels
+        fc = self.fc.weight.view(-1, channels, bins, bins).permute(2, 1, 3, 0).flatten(0, 2)
+        taps = self.conv.weight.permute(1, 2, 0, 3).flatten(1)
+        siblings = (self.objectness, self.deltas)
+        before = self.conv_before_pooling
+        return _Weights(
+            taps=None if before else taps.to(dtype),
+            conv_bias=None if before else self.conv.bias[:, None].to(dtype),
+            fc=fc.to(dtype).contiguous(),
+            fc_bias=self.fc.bias.to(dtype),
+            predictor=torch.cat([layer.weight for layer in siblings]).to(dtype).t(),
+            predictor_bias=torch.cat([layer.bias for layer in siblings]).to(dtype),
+        )
 
-        def axis(extent, stride, count, length):
-            if self.pooler_type == "ROIPool":
-                weights = max_pool_weights(
-                    extent, stride, count, length, self.pooler_resolution, exact
-                )
-            else:
-                weights = {1: align_weights(
-                    extent, stride, count, length, self.pooler_resolution,
-                    self.sampling_ratio, self.grid.feature_stride, exact)}
-            return {k: taps(v).to(device, dtype) for k, v in weights.items()}
+    def _score_image(self, image: Tensor, plans: list[ShapePlan], weights: _Weights) -> Tensor:
+        """(C, H, W) -> (R, 5), objectness and deltas."""
+        scores: dict[int, Tensor] = {}
+        for plan, maps in projected_maps(image, plans, weights.taps):
+            scores[plan.index] = self._score_shape(plan, maps, weights)
+        return torch.cat([scores[index] for index in range(len(scores))])
 
-        grid = self.grid
-        for index, ((h, w), (sy, sx), (ny, nx)) in enumerate(
-            zip(grid.shapes, grid.strides, grid.counts(map_size), strict=True)
-        ):
-            columns = axis(w, sx, nx, map_size[1])
-            plans.append(_ShapePlan(
-                index, (sy, sx), axis(h, sy, ny, map_size[0]),
-                {k: v.transpose(1, 2).contiguous() for k, v in columns.items()},
-            ))
-        return sorted(plans, key=lambda p: p.pairs)
-
-
-class _Head:
-    def __init__(self, scorer: WindowScorer, dtype: torch.dtype):
-        bins, channels = scorer.pooler_resolution, scorer.conv.out_channels
-        self.bins, self.channels = bins, channels
-        fc = scorer.fc.weight.to(dtype).view(-1, channels, bins, bins)
-        # (P, O, P) is the order in which the windows' features arise.
-        self.fc_weight = fc.permute(2, 1, 3, 0).flatten(0, 2)
-        self.fc_bias = scorer.fc.bias.to(dtype)
-        layers = (scorer.objectness, scorer.deltas)
-        self.weight = torch.cat([layer.weight for layer in layers]).to(dtype).t()
-        self.bias = torch.cat([layer.bias for layer in layers]).to(dtype)
-        self.conv_bias = None if scorer.conv_before_pooling else scorer.conv.bias.to(dtype)
-        self.taps = 1 if scorer.conv_before_pooling else 3
-
-    def score(self, plan, maps) -> Tensor:
-        """Returns (ny * nx, 5)"""
-        ny, nx = len(next(iter(plan.rows.values()))), len(next(iter(plan.columns.values())))
-        some = next(iter(maps.values()))
-        row_size = self.bins * some.shape[2:].numel() * len(plan.columns) + nx * (
-            self.fc_weight.shape[0] + self.fc_weight.shape[1])
-        step = max(1, (_CPU_STEP if some.device.type == "cpu" else _CUDA_STEP) // row_size)
-        out = []
+    def _score_shape(self, plan: ShapePlan, maps: Maps, weights: _Weights) -> Tensor:
+        """Returns (ny * nx, 5), some rows of windows at a time."""
+        ny, nx = plan.rows.count, plan.columns.count
+        row = next(iter(maps.values()))[0, 0].numel() * self.pooler_resolution
+        values = row * len(plan.columns.weights) + nx * sum(weights.fc.shape)
+        step = max(1, values_per_step(weights.fc.device) // values)
+        scores = []
         for first in range(0, ny, step):
             count = min(step, ny - first)
-            features = self.features(plan, maps, first, count)
-            if self.conv_bias is not None:
-                features.view(-1, self.bins, self.channels, self.bins).add_(
-                    self.conv_bias[:, None]).relu_()
-            hidden = torch.addmm(self.fc_bias, features, self.fc_weight).relu_()
-            out.append(torch.addmm(self.bias, hidden, self.weight).view(nx, count, 5).transpose(0, 1))
-        return torch.cat(out).reshape(-1, 5)
+            features = self._features(plan, maps, first, count)
+            if weights.conv_bias is not None:
+                features = features.add_(weights.conv_bias).relu_()
+            hidden = torch.addmm(weights.fc_bias, features.flatten(1), weights.fc).relu_()
+            score = torch.addmm(weights.predictor_bias, hidden, weights.predictor)
+            scores.append(score.view(nx, count, 5).transpose(0, 1))
+        return torch.cat(scores).reshape(ny * nx, 5)
 
-    def features(self, plan, maps, first, count):
-        """(nx * count, P * O * P)"""
-        out = None
-        for kw, columns in plan.columns.items():
+    def _features(self, plan: ShapePlan, maps: Maps, first: int, count: int) -> Tensor:
+        """Returns the convolved bins of `count` rows of windows, (nx * count, P, O, P)."""
+        bins, channels = self.pooler_resolution, self.conv.out_channels
+        taps = 1 if self.conv_before_pooling else 3
+        features = None
+        for kw, columns in plan.columns.weights.items():
             rows = None
-            for kh, weights in plan.rows.items():
-                m = maps[kh, kw]
-                flat = m.flatten(2).flatten(0, 1)  # H' * t, O*W'*t
-                cells = flat[first * plan.stride[0] * self.taps:].unfold(
-                    0, weights.shape[2], plan.stride[0] * self.taps)[:count].transpose(1, 2)
-                part = torch.bmm(weights[first:first + count], cells)
-                rows = part if rows is None else rows.add_(part)
-            # (count, P, O * W' * t) ->
-            flat = rows.view(count * self.bins * self.channels, -1)
-            cells = flat.unfold(1, columns.shape[1], plan.stride[1] * self.taps)[:, :len(columns)]
-            part = torch.bmm(cells.transpose(0, 1), columns)
-            out = part if out is None else out.add_(part)
-        return out.view(len(out) * count, -1)
+            for kh, weights in plan.rows.weights.items():
+                cells = maps[kh, kw].flatten(2).flatten(0, 1)  # (H' * t, O * W' * t)
+                cells = _windows(cells[first * plan.rows.stride * taps :], 0, plan.rows, taps)
+                cells = cells[:count].transpose(1, 2)  # (count, K * t, O * W' * t)
+                rows = _accumulate(rows, weights[first : first + count], cells)
+            cells = rows.view(count * bins * channels, -1)
+            cells = _windows(cells, 1, plan.columns, taps)[:, : plan.columns.count]
+            features = _accumulate(features, cells.transpose(0, 1), columns.transpose(1, 2))
+        return features.view(-1, bins, channels, bins)
+
+
+def _windows(cells: Tensor, dim: int, axis: AxisPlan, taps: int) -> Tensor:
+    """Views the cells of every position of an axis: dim becomes n (or more), and K * t comes last."""
+    return cells.unfold(dim, axis.cells * taps, axis.stride * taps)
+
+
+def _accumulate(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """Returns total + a @ b, batched; writes to total."""
+    return torch.bmm(a, b) if total is None else total.baddbmm_(a, b)

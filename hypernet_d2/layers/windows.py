@@ -138,9 +138,7 @@ class WindowGrid:
         """Returns R for a map of `map_size` (H, W) cells."""
         return sum(ny * nx for ny, nx in self.counts(map_size))
 
-    def boxes(
-        self, map_size: tuple[int, int], device: torch.device | str | None = None
-    ) -> Tensor:
+    def boxes(self, map_size: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
         """Returns all windows on a map of `map_size` (H, W) cells: (R, 4) float32, x1 y1 x2 y2 in pixels.
 
         The tensor is kept for the next call and must not be written to.
@@ -180,8 +178,7 @@ class WindowGrid:
 
 
 def remember(cache: OrderedDict, key: Hashable, build: Callable[[], T]) -> T:
-    """Returns cache[key], built when it is not there; the least recently used entries are dropped.
-    """
+    """Returns cache[key], built when it is not there; the least recently used entries are dropped."""
     # While a graph is captured tensors may be fakes, which must not outlive the capture.
     if torch.compiler.is_compiling():
         return build()
