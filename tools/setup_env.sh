@@ -236,7 +236,8 @@ fi
 say "ready: $("$py" -V), torch $version, $found"
 if [ "$required" = yes ] && [ -n "$missing" ]; then
     # The package's own words, read as where detectron2 was never installed.
-    "$py" -c 'import sys; sys.modules["detectron2"] = None; import hypernet_d2; print("This", hypernet_d2.DETECTRON2_HELP)'
+    help=$("$py" -c 'import sys; sys.modules["detectron2"] = None; import hypernet_d2; print(hypernet_d2.DETECTRON2_HELP)')
+    echo "This $help, or name a wheel or a checkout that you have: DETECTRON2=<path>"
     exit 1
 fi
 
