@@ -202,6 +202,7 @@ find_detectron2() {
     [ -n "$missing" ] || return 0
     say "detectron2: not from the environment ($missing)"
     if [ -n "$source" ]; then
+        [ ! -d "$source" ] || pip_install ninja || :  # compiles in parallel
         try_detectron2 "$source" "$source" && return 0
         cat "$work/pip" >&2
         fail "DETECTRON2=$source cannot be used: $missing"
