@@ -7,13 +7,15 @@ axis (3, or 1 where no convolution follows pooling).
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 
-from .window_pooling import Ranges, align_weights, max_pool_bins, max_pool_weights, with_taps
+from .window_pooling import Array, Ranges, align_weights, max_pool_bins, max_pool_weights, with_taps
 from .windows import WindowGrid
 
-__all__ = ["AxisPlan", "ShapePlan", "plan_roi_align", "plan_roi_pool"]
+__all__ = ["AxisPlan", "ShapePlan", "plan_roi_align", "plan_roi_pool", "to_tensors"]
 
 
 @dataclass(frozen=True)
@@ -23,31 +25,24 @@ class AxisPlan:
     count: int  # n
     stride: int  # cells of the map that is read
     cells: int  # K, of the map that is read
-    weights: dict[int, Tensor]  # {extent of the sliding maximum: (n, P, K * t)}
-    before: int = 0  # cells of it before the first window's own
+    weights: dict[int, Array | Tensor]  # {extent of the sliding maximum: (n, P, K * t)}
+    before: int = 0  # cells that are read before those of the window
     most: int = 1  # cells that a bin covers at most
     bins: Ranges | None = None  # of all windows (n * P,), where these are laid side by side
 
     @property
     def length(self) -> int:
-        """The cells that the map which is read must have, padding included."""
+        """The cells that the map which is read must have, its margins included."""
         return (self.count - 1) * self.stride + self.cells
-
-    def apply(self, convert: Callable[[Tensor], Tensor], device: torch.device) -> "AxisPlan":
-        weights = {extent: convert(weight) for extent, weight in self.weights.items()}
-        bins = self.bins
-        if bins is not None:
-            bins = Ranges(bins.first.to(device), bins.covered.to(device), bins.reach)
-        return replace(self, weights=weights, bins=bins)
 
 
 @dataclass(frozen=True)
 class ShapePlan:
     """How the windows of one shape are read from the maps.
 
-    Where the windows are many, all bins select from maps that the shapes share. Where they are few
-    (large windows, far apart), a whole map costs more than the bins: then the pooled bins of all
-    windows are laid side by side in a small map of their own, in which each window is P x P cells.
+    Where the windows are many, their bins select from maps that the shapes share. Where they are
+    few (large windows, far apart), a whole map costs more than the bins: then the pooled bins of
+    all windows are laid side by side in a small map of their own, where each window is P x P cells.
     """
 
     index: int  # of the shape in the grid
@@ -63,31 +58,37 @@ class ShapePlan:
 
 
 def plan_roi_pool(
-    grid: WindowGrid, map_size: tuple[int, int], bins: int, dtype: torch.dtype
+    grid: WindowGrid, map_size: tuple[int, int], bins: int, dtype: DTypeLike
 ) -> list[ShapePlan]:
-    """Plans RoI max pooling; `dtype` is the one that `roi_pool` computes the bins in."""
+    """Plans RoI max pooling; `dtype` is what `roi_pool` computes the bins in."""
+    height, width = map_size
 
-    def axis(extent: int, stride: int, count: int, length: int, side_by_side: bool) -> AxisPlan:
+    def side_by_side(ny: int, nx: int) -> bool:
+        # A shape reads up to four shared maps, of which about half serve other shapes too.
+        return ny * nx * bins**2 <= 2 * height * width
+
+    def axis(extent: int, stride: int, count: int, length: int, apart: bool) -> AxisPlan:
         first, covered = max_pool_bins(extent, bins, dtype)
-        cell = torch.arange(count)[:, None] * stride + first
-        exists = cell < length
         most = int(covered.max())
-        if not side_by_side:
+        cells = np.arange(count)[:, None] * stride + first  # (n, P)
+        exists = cells < length
+        if not apart:
             weights = max_pool_weights(first, covered, extent, exists)
             return AxisPlan(count, stride, extent, weights, most=most)
-        weights = torch.eye(bins) * exists[:, :, None]
-        ranges = Ranges.of(cell.clamp(max=length - 1).flatten(), covered.repeat(count))
+        # The bins of a window differ by so little that a power of two reaches half of each.
+        reach = 1 << (int(covered.min()).bit_length() - 1)
+        assert most <= 2 * reach
+        ranges = Ranges(cells.clip(max=length - 1).ravel(), np.tile(covered, count), reach)
+        weights = np.eye(bins) * exists[:, :, None]
         return AxisPlan(count, bins, bins, {1: weights}, most=most, bins=ranges)
 
-    height, width = map_size
     plans = []
     for index, ((h, w), (stride_y, stride_x), (ny, nx)) in enumerate(
         zip(grid.shapes, grid.strides, grid.counts(map_size), strict=True)
     ):
-        # A shape may need four maps, and shares them in part with other shapes.
-        few = ny * nx * bins**2 <= 2 * height * width
-        rows = axis(h, stride_y, ny, height, few)
-        plans.append(ShapePlan(index, rows, axis(w, stride_x, nx, width, few)))
+        apart = side_by_side(ny, nx)
+        rows = axis(h, stride_y, ny, height, apart)
+        plans.append(ShapePlan(index, rows, axis(w, stride_x, nx, width, apart)))
     # Neighbours share maps, so that few of these live at a time.
     return sorted(plans, key=lambda plan: (plan.pairs, plan.index))
 
@@ -97,34 +98,52 @@ def plan_roi_align(
     map_size: tuple[int, int],
     bins: int,
     sampling_ratio: int,
-    dtype: torch.dtype,
+    dtype: DTypeLike,
 ) -> list[ShapePlan]:
-    """Plans RoIAlign; `dtype` is the one that `roi_align` computes the samples in."""
+    """Plans RoIAlign; `dtype` is what `roi_align` computes the samples in."""
 
     def axis(extent: int, stride: int, count: int, length: int) -> AxisPlan:
-        first = torch.arange(count) * stride
+        first = np.arange(count) * stride
         weights = align_weights(
             extent, first, length, bins, sampling_ratio, grid.feature_stride, dtype
         )
         return AxisPlan(count, stride, extent + 1, {1: weights}, before=1)
 
+    height, width = map_size
     return [
-        ShapePlan(index, axis(h, stride_y, ny, map_size[0]), axis(w, stride_x, nx, map_size[1]))
+        ShapePlan(index, axis(h, stride_y, ny, height), axis(w, stride_x, nx, width))
         for index, ((h, w), (stride_y, stride_x), (ny, nx)) in enumerate(
             zip(grid.shapes, grid.strides, grid.counts(map_size), strict=True)
         )
     ]
 
 
-def place(
+def to_tensors(
     plans: list[ShapePlan], taps: int, device: torch.device, dtype: torch.dtype
 ) -> list[ShapePlan]:
-    """Joins the convolution's taps to the weights, and moves these to a device and dtype."""
+    """Joins the convolution's taps to the weights, and makes tensors of all arrays."""
 
-    def convert(weights: Tensor) -> Tensor:
-        return (weights if taps == 1 else with_taps(weights)).to(device, dtype)
+    def weight_tensor(weights: Array) -> Tensor:
+        return torch.tensor(weights if taps == 1 else with_taps(weights)).to(device, dtype)
+
+    def index_tensor(cells: Array) -> Tensor:
+        return torch.tensor(cells).to(device)
 
     return [
-        ShapePlan(p.index, p.rows.apply(convert, device), p.columns.apply(convert, device))
-        for p in plans
+        replace(
+            plan,
+            rows=_converted(plan.rows, weight_tensor, index_tensor),
+            columns=_converted(plan.columns, weight_tensor, index_tensor),
+        )
+        for plan in plans
     ]
+
+
+def _converted(
+    axis: AxisPlan, weight: Callable[[Array], Tensor], index: Callable[[Array], Tensor]
+) -> AxisPlan:
+    bins = axis.bins
+    if bins is not None:
+        bins = Ranges(index(bins.first), index(bins.covered), bins.reach)
+    weights = {extent: weight(array) for extent, array in axis.weights.items()}
+    return replace(axis, weights=weights, bins=bins)

@@ -15,8 +15,9 @@ Legend: n positions of a window shape along an axis, P bins, K cells that a wind
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 __all__ = [
@@ -29,23 +30,25 @@ __all__ = [
     "with_taps",
 ]
 
+Array = NDArray  # weights are small, and of NumPy so that capturing a graph does not touch them
 
-def max_pool_bins(extent: int, bins: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+
+def max_pool_bins(extent: int, bins: int, dtype: DTypeLike) -> tuple[Array, Array]:
     """Returns the first cell and the number of cells of each bin of `roi_pool`, along one axis.
 
     Computed in `dtype` as the kernel does: rounding can add a cell to a bin, where exact fractions
     would not.
 
     Returns:
-        Two (P,) int64 tensors; the first cells count from the start of the window.
+        Two (P,) arrays of whole numbers; the first cells count from the start of the window.
     """
-    size = torch.tensor(extent, dtype=dtype) / torch.tensor(bins, dtype=dtype)
-    edges = torch.arange(bins + 1, dtype=dtype) * size
-    first = edges[:-1].floor().long()
-    return first, edges[1:].ceil().long() - first
+    size = np.array([extent], dtype) / np.array([bins], dtype)
+    edges = np.arange(bins + 1).astype(dtype) * size
+    first = np.floor(edges[:-1]).astype(np.int64)
+    return first, np.ceil(edges[1:]).astype(np.int64) - first
 
 
-def max_pool_weights(first: Tensor, covered: Tensor, extent: int, exists: Tensor) -> dict:
+def max_pool_weights(first: Array, covered: Array, extent: int, exists: Array) -> dict[int, Array]:
     """Returns which cell each bin of max pooling selects from the map of each extent.
 
     Args:
@@ -54,29 +57,29 @@ def max_pool_weights(first: Tensor, covered: Tensor, extent: int, exists: Tensor
         exists: (n, P) bool; a bin wholly beyond the map selects nothing, and so becomes 0.
 
     Returns:
-        {cells covered: (n, P, K) float32 of 0 and 1}.
+        {cells covered: (n, P, K) of 0 and 1}.
     """
-    selected = F.one_hot(first, extent) * exists[:, :, None]
+    selected = (first[:, None] == np.arange(extent)) & exists[:, :, None]
     return {
-        cells: (selected * (covered == cells)[:, None]).float()
-        for cells in sorted(set(covered.tolist()))
+        int(cells): (selected & (covered == cells)[:, None]).astype(np.float64)
+        for cells in np.unique(covered)
     }
 
 
 def align_weights(
     extent: int,
-    first: Tensor,
+    first: Array,
     length: int,
     bins: int,
     sampling_ratio: int,
     feature_stride: int,
-    dtype: torch.dtype,
-) -> Tensor:
+    dtype: DTypeLike,
+) -> Array:
     """Returns the weights of `roi_align(aligned=True)` along one axis.
 
     Args:
         extent: cells of the window.
-        first: (n,) int64, the cells at which the windows start.
+        first: (n,) whole numbers, the cells at which the windows start.
         length: cells of the map.
         sampling_ratio: samples of a bin; 0 or less takes ceil((extent - 1) / P).
         dtype: what the kernel computes in.
@@ -86,29 +89,32 @@ def align_weights(
         shifted by half a cell.
     """
     # The kernel's own order of operations: whether a sample lies on the map can hang on a bit.
-    scale = torch.tensor(1 / feature_stride, dtype=dtype)
-    start = (first * feature_stride).to(dtype) * scale - 0.5
-    end = ((first + extent - 1) * feature_stride).to(dtype) * scale - 0.5
-    size = ((end - start) / bins)[:, None]
-    samples = sampling_ratio if sampling_ratio > 0 else int(size[0].ceil())
-    within = (torch.arange(samples, dtype=dtype) + 0.5) * size / samples if samples else size[:, :0]
-    bin_start = start[:, None] + torch.arange(bins, dtype=dtype) * size
+    scale = np.array([1 / feature_stride], dtype)
+    half = np.array([0.5], dtype)
+    start = (first * feature_stride).astype(dtype) * scale - half
+    end = ((first + extent - 1) * feature_stride).astype(dtype) * scale - half
+    size = ((end - start) / np.array([bins], dtype))[:, None]
+    samples = sampling_ratio if sampling_ratio > 0 else int(np.ceil(size[0, 0]))
+    count = max(samples, 1)
+    within = (np.arange(samples).astype(dtype) + half) * size / np.array([count], dtype)
+    bin_start = start[:, None] + np.arange(bins).astype(dtype) * size
     position = bin_start[:, :, None] + within[:, None, :]  # (n, P, samples), in cells
 
     # A sample up to one cell outside takes the border's value; one farther out is 0.
     exists = (position >= -1) & (position <= length)
-    position = position.clamp(0, length - 1)
-    low = position.floor()
+    position = position.clip(0, length - 1)
+    low = np.floor(position)
     fraction = position - low
     # Of samples that do not exist the cell may not be the window's either.
-    cell = (low.long() - (first - 1)[:, None, None]).clamp(0, extent)
-    weights = torch.zeros(len(first), bins, extent + 1, dtype=dtype)
-    weights.scatter_add_(2, cell, (1 - fraction) * exists)
-    weights.scatter_add_(2, (cell + 1).clamp(max=extent), fraction * exists)
-    return weights / max(samples, 1)
+    cell = (low.astype(np.int64) - (first - 1)[:, None, None]).clip(0, extent)
+    weights = np.zeros((len(first), bins, extent + 1))
+    n, i = np.arange(len(first))[:, None, None], np.arange(bins)[:, None]
+    np.add.at(weights, (n, i, cell), (1 - fraction) * exists)
+    np.add.at(weights, (n, i, (cell + 1).clip(max=extent)), fraction * exists)
+    return weights / count
 
 
-def with_taps(weights: Tensor) -> Tensor:
+def with_taps(weights: Array) -> Array:
     """Joins a 3-tap convolution over the bins, padded by zeros, to the weights of pooling.
 
     Output bin i of the convolution reads, by its tap t, what pooling gives for bin i + t - 1.
@@ -119,9 +125,10 @@ def with_taps(weights: Tensor) -> Tensor:
     Returns:
         (n, P, K * 3), the tap innermost.
     """
-    bins = weights.shape[1]
-    padded = F.pad(weights, (0, 0, 1, 1))
-    return torch.stack([padded[:, tap : tap + bins] for tap in range(3)], dim=-1).flatten(2)
+    n, bins, cells = weights.shape
+    padded = np.pad(weights, ((0, 0), (1, 1), (0, 0)))
+    taps = [padded[:, tap : tap + bins] for tap in range(3)]
+    return np.stack(taps, axis=-1).reshape(n, bins, cells * 3)
 
 
 def sliding_max(x: Tensor, extent: int, dim: int) -> Tensor:
@@ -144,13 +151,6 @@ class Ranges(NamedTuple):
     first: Tensor  # (B,) int64
     covered: Tensor  # (B,) int64, the numbers of cells
     reach: int  # at most the smallest number of cells, and at least half the largest
-
-    @classmethod
-    def of(cls, first: Tensor, covered: Tensor) -> "Ranges":
-        """Bins of one window differ by so little that a power of two reaches half of each."""
-        reach = 1 << (int(covered.min()).bit_length() - 1)
-        assert int(covered.max()) <= 2 * reach
-        return cls(first, covered, reach)
 
     def part(self, start: int, count: int) -> "Ranges":
         stop = start + count

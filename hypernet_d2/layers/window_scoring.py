@@ -18,13 +18,14 @@ positions of a window shape, K cells of a window along an axis.
 from collections import OrderedDict
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align, roi_pool
 
 from .window_maps import Maps, projected_maps, values_per_step
-from .window_plan import AxisPlan, ShapePlan, place, plan_roi_align, plan_roi_pool
+from .window_plan import AxisPlan, ShapePlan, plan_roi_align, plan_roi_pool, to_tensors
 from .windows import WindowGrid, remember
 
 __all__ = ["WindowScorer"]
@@ -176,13 +177,13 @@ class WindowScorer(nn.Module):
         self, map_size: tuple[int, int], device: torch.device, dtype: torch.dtype
     ) -> list[ShapePlan]:
         def build() -> list[ShapePlan]:
-            exact = torch.float64 if dtype == torch.float64 else torch.float32
+            exact = np.float64 if dtype == torch.float64 else np.float32
             bins = self.pooler_resolution
             if self.pooler_type == "ROIPool":
                 plans = plan_roi_pool(self.grid, map_size, bins, exact)
             else:
                 plans = plan_roi_align(self.grid, map_size, bins, self.sampling_ratio, exact)
-            return place(plans, 1 if self.conv_before_pooling else 3, device, dtype)
+            return to_tensors(plans, 1 if self.conv_before_pooling else 3, device, dtype)
 
         return remember(self._plans, (map_size, device, dtype), build)
 
@@ -244,7 +245,7 @@ class WindowScorer(nn.Module):
 
 
 def _windows(cells: Tensor, dim: int, axis: AxisPlan, taps: int) -> Tensor:
-    """Views the cells of every position of an axis: dim becomes n (or more), and K * t comes last."""
+    """Views the cells of every position of an axis: dim becomes n or more, and K * t comes last."""
     return cells.unfold(dim, axis.cells * taps, axis.stride * taps)
 
 

@@ -1,6 +1,7 @@
 """The regular grid of candidate windows (HyperNet, section 3.2).
 
-Legend: R windows; s feature stride in pixels; (h, w) a window's shape and (H, W) a map's size, both in cells.
+Legend: R windows, s feature stride in pixels, (h, w) a window's shape and (H, W) a map's size, both
+in cells.
 """
 
 import math
@@ -15,20 +16,21 @@ __all__ = ["WindowGrid", "remember"]
 
 T = TypeVar("T")
 
-# Distinct map sizes whose boxes are kept; 120,000 windows take 2 MB each.
+# Map sizes for which boxes and plans are kept: up to 5 MB for each.
 _CACHE_SIZE = 32
 
 
 class WindowGrid:
     """Windows of several shapes, each shape on its own regular grid of whole cells.
 
-    A shape is (h, w) in cells as RoI pooling counts them: the window at cell (y0, x0) is the pixel box
-    [x0 * s, y0 * s, (x0 + w - 1) * s, (y0 + h - 1) * s], so that its pooled extent
-    round(x2 / s) - round(x1 / s) + 1 is w and likewise h.
+    A shape is (h, w) in cells as RoI pooling counts them: the window at cell (y0, x0) is the pixel
+    box [x0 * s, y0 * s, (x0 + w - 1) * s, (y0 + h - 1) * s], so that its pooled extent
+    round(x2 / s) - round(x1 / s) + 1 is w, and likewise h.
 
-    Along an axis the positions are k * stride, k = 0, 1, ...; the window at 0 always exists, so that an image
-    smaller than the smallest window still has windows, and each other one exists when its centre lies in the map.
-    Windows therefore overhang the right and the bottom border by up to half their side.
+    Along an axis the positions are k * stride, k = 0, 1, ...; the window at 0 always exists, so
+    that an image smaller than the smallest window still has windows, and each other one exists when
+    its centre lies in the map. Windows therefore overhang the right and the bottom border by up to
+    half their side.
 
     Windows are ordered by shape, then by row, then by column.
     """
@@ -46,7 +48,8 @@ class WindowGrid:
             feature_stride: pixels a cell.
 
         Raises:
-            ValueError: no shape, another number of strides than of shapes, or a value that is no whole number >= 1.
+            ValueError: no shape, another number of strides than of shapes, or a value that is no
+                whole number >= 1.
         """
         self.shapes = _whole_pairs("shapes", shapes)
         self.strides = _whole_pairs("strides", strides)
@@ -80,7 +83,8 @@ class WindowGrid:
             step: stride as a fraction of the window's side, for each axis.
             min_stride: lower bound of the strides, in pixels.
 
-        Sides are rounded to whole cells, at least one, and strides likewise; shapes that become equal are merged.
+        Sides are rounded to whole cells, at least one, and strides likewise; shapes that become
+        equal are merged.
 
         Raises:
             ValueError: an empty list, or a value that is not positive (min_stride: not negative).
@@ -94,7 +98,7 @@ class WindowGrid:
         def cells(pixels: float) -> int:
             return max(1, math.floor(pixels / feature_stride + 0.5))
 
-        # A box of n cells' length spans n + 1 cells as RoI pooling counts; dict.fromkeys merges and keeps the order.
+        # dict.fromkeys merges equal shapes and keeps the order.
         sides = dict.fromkeys(
             (cells(size * math.sqrt(ratio)), cells(size / math.sqrt(ratio)))
             for size in sizes
@@ -105,6 +109,7 @@ class WindowGrid:
         def stride(side: int) -> int:
             return max(1, least, math.floor(step * side + 0.5))
 
+        # A box as long as n cells touches n + 1 of them as RoI pooling counts.
         return cls(
             [(h + 1, w + 1) for h, w in sides],
             [(stride(h), stride(w)) for h, w in sides],
@@ -122,7 +127,11 @@ class WindowGrid:
         return len(self.shapes)
 
     def counts(self, map_size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Returns, for each shape, the number of windows (in y, in x) on a map of `map_size` (H, W) cells."""
+        """Returns, for each shape, the numbers of windows (in y, in x).
+
+        Args:
+            map_size: (H, W) in cells.
+        """
 
         def count(extent: int, stride: int, length: int) -> int:
             # k * stride + (extent - 1) / 2 < length, in whole numbers.
@@ -139,9 +148,12 @@ class WindowGrid:
         return sum(ny * nx for ny, nx in self.counts(map_size))
 
     def boxes(self, map_size: tuple[int, int], device: torch.device | str | None = None) -> Tensor:
-        """Returns all windows on a map of `map_size` (H, W) cells: (R, 4) float32, x1 y1 x2 y2 in pixels.
+        """Returns all windows: (R, 4) float32, x1 y1 x2 y2 in pixels.
 
         The tensor is kept for the next call and must not be written to.
+
+        Args:
+            map_size: (H, W) in cells.
         """
         device = torch.device("cpu" if device is None else device)
         key = (int(map_size[0]), int(map_size[1]), device)
@@ -178,10 +190,10 @@ class WindowGrid:
 
 
 def remember(cache: OrderedDict, key: Hashable, build: Callable[[], T]) -> T:
-    """Returns cache[key], built when it is not there; the least recently used entries are dropped."""
-    # While a graph is captured tensors may be fakes, which must not outlive the capture.
-    if torch.compiler.is_compiling():
-        return build()
+    """Returns cache[key], built if it is missing; what was not used for longest is dropped."""
+    # Tensors that are made while a graph is captured may be fakes, and must not outlive that.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return cache[key] if key in cache else build()
     if key not in cache:
         # A tensor born in inference mode could never take part in a graph that needs gradients.
         with torch.inference_mode(False):
