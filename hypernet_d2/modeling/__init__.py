@@ -1,5 +1,6 @@
 """What detectron2's registries get: importing this package registers all of it."""
 
+from .alexnet import AlexNet, build_alexnet_backbone
 from .hyper_backbone import HyperBackbone, build_hyper_backbone
 from .hypernet_box_head import HyperNetBoxHead
 from .hypernet_proposals import HyperNetProposals
@@ -8,10 +9,12 @@ from .vgg import VGG, build_vgg_backbone
 
 __all__ = [
     "VGG",
+    "AlexNet",
     "HyperBackbone",
     "HyperNetBoxHead",
     "HyperNetProposals",
     "HyperNetROIHeads",
+    "build_alexnet_backbone",
     "build_hyper_backbone",
     "build_vgg_backbone",
 ]
