@@ -15,6 +15,7 @@ convolution, t taps along an axis (3, or 1 where the convolution goes before poo
 positions of a window shape, K cells of a window along an axis.
 """
 
+import warnings
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from torchvision.ops import roi_align, roi_pool
 
 from .window_maps import Maps, projected_maps, values_per_step
 from .window_plan import AxisPlan, ShapePlan, plan_roi_align, plan_roi_pool, to_tensors
-from .windows import WindowGrid, remember
+from .windows import WindowGrid, remember, whole_size
 
 __all__ = ["WindowScorer"]
 
@@ -151,7 +152,8 @@ class WindowScorer(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scores all windows of the grid; for inference, as it records no gradient.
 
-        Traced or exported, it holds for the size of map that it was traced with.
+        A traced or exported scorer holds for the size of map and batch that it was traced with.
+        `torch.export` with strict=True needs the plan of that size, from a call before it.
 
         Args:
             x: (N, C, H, W).
@@ -159,23 +161,33 @@ class WindowScorer(nn.Module):
         Returns:
             logits (N, R) and deltas (N, R, 4), in the order of `self.grid.boxes((H, W))`.
         """
+        if not torch.jit.is_tracing():
+            return self._forward(x)
+        with warnings.catch_warnings():
+            # That sizes become constants is meant; the trace refuses maps of another size.
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            return self._forward(x)
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        map_size = (int(x.shape[2]), int(x.shape[3]))
+        map_size = whole_size(x.shape[2:])
         with torch.autocast(device, enabled=False):
             plans = self._plan(map_size, x.device, dtype)
             weights = self._weights(dtype)
-            # expand makes a traced graph refuse a map of another size.
+            # expand is what makes a traced graph refuse another size.
             x = x.to(dtype).expand(-1, -1, *map_size)
             if self.conv_before_pooling:
                 bias = self.conv.bias.to(dtype)
                 x = F.relu(F.conv2d(x, self.conv.weight.to(dtype), bias, padding=1))
-            scores = torch.stack([self._score_image(image, plans, weights) for image in x])
+            scores = torch.stack([self._score_image(image, plans, weights) for image in x.unbind()])
         return scores[:, :, 0], scores[:, :, 1:]
 
     def _plan(
         self, map_size: tuple[int, int], device: torch.device, dtype: torch.dtype
     ) -> list[ShapePlan]:
+        # A compiler would trace NumPy, slowly and in vain.
+        @torch.compiler.disable
         def build() -> list[ShapePlan]:
             exact = np.float64 if dtype == torch.float64 else np.float32
             bins = self.pooler_resolution

@@ -5,6 +5,7 @@ in cells.
 """
 
 import math
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
@@ -12,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["WindowGrid", "remember"]
+__all__ = ["WindowGrid", "remember", "whole_size"]
 
 T = TypeVar("T")
 
@@ -137,7 +138,7 @@ class WindowGrid:
             # k * stride + (extent - 1) / 2 < length, in whole numbers.
             return max(1, -(-(2 * length - extent + 1) // (2 * stride)))
 
-        height, width = map_size
+        height, width = whole_size(map_size)
         return [
             (count(h, stride_y, height), count(w, stride_x, width))
             for (h, w), (stride_y, stride_x) in zip(self.shapes, self.strides, strict=True)
@@ -156,8 +157,8 @@ class WindowGrid:
             map_size: (H, W) in cells.
         """
         device = torch.device("cpu" if device is None else device)
-        key = (int(map_size[0]), int(map_size[1]), device)
-        return remember(self._boxes, key, lambda: self._build_boxes(key[:2], device))
+        size = whole_size(map_size)
+        return remember(self._boxes, (size, device), lambda: self._build_boxes(size, device))
 
     def _build_boxes(self, map_size: tuple[int, int], device: torch.device) -> Tensor:
         boxes = []
@@ -187,6 +188,16 @@ class WindowGrid:
         x1, y1, x2, y2 = self.boxes(map_size, device).unbind(dim=1)
         height, width = image_size
         return ((y1 == 0) | (y1 + y2 < 2 * height)) & ((x1 == 0) | (x1 + x2 < 2 * width))
+
+
+def whole_size(map_size: Sequence[int]) -> tuple[int, int]:
+    """Returns (H, W) as plain numbers, also while tracing: a trace is for one size of map."""
+    height, width = map_size
+    if torch.jit.is_tracing():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            return int(height), int(width)
+    return int(height), int(width)
 
 
 def remember(cache: OrderedDict, key: Hashable, build: Callable[[], T]) -> T:
