@@ -3,9 +3,10 @@
 #
 #     tools/setup_env.sh [--require-detectron2] [COMMAND [ARGUMENT ...]]
 #
-# The environment is the active one (VIRTUAL_ENV, or a conda environment other than base), else
-# ./.venv, which is created with $PYTHON (default: python3) where there is none. What it already
-# holds is kept, torch above all. detectron2 is taken from the first that has it:
+# The environment is the active one (VIRTUAL_ENV, a conda environment other than base, or the virtual
+# environment that $PYTHON, by default python3, belongs to), else ./.venv, which is created with
+# $PYTHON where there is none. What it already holds is kept, torch above all. detectron2 is taken
+# from the first that has it:
 #   1. the environment (for a new ./.venv also the Python that creates it);
 #   2. DETECTRON2=<wheel or checkout>, then the wheel folders that pip searches (find-links);
 #   3. the public commit that hypernet_d2/__init__.py names.
@@ -92,6 +93,8 @@ choose_python() {
     elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" != base ]; then
         env=$CONDA_PREFIX
         say "environment: $env (active conda environment)"
+    elif env=$(virtual_environment_of "${PYTHON:-python3}"); [ -n "$env" ]; then
+        say "environment: $env (of ${PYTHON:-python3})"
     else
         env=$root/.venv
         if [ -x .venv/bin/python ]; then
@@ -105,6 +108,10 @@ choose_python() {
     check_version "$py"
     "$py" -m pip --version >/dev/null 2>&1 || "$py" -m ensurepip >/dev/null 2>&1 \
         || fail "$env has no pip: install pip in it"
+}
+
+virtual_environment_of() {
+    "$1" -c 'import sys; print(sys.prefix if sys.prefix != sys.base_prefix else "")' 2>/dev/null || :
 }
 
 check_version() {
