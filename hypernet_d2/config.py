@@ -64,6 +64,9 @@ def add_hypernet_config(cfg: CN) -> None:
     hyper.PROPOSALS.CONV_DIM = 4
     # Width of the fully connected layer.
     hyper.PROPOSALS.FC_DIM = 256
+    # Whether a ReLU follows that convolution. The paper does not say; with so few channels it
+    # often ends with all but one of them at zero everywhere, and learns far slower.
+    hyper.PROPOSALS.CONV_RELU = False
     # True is HyperNet-SP (paper 3.5): the 3x3 convolution runs on the map, before RoI pooling.
     hyper.PROPOSALS.CONV_BEFORE_POOLING = False
     # Whether the best window of an object is positive even below the IoU threshold, as in the

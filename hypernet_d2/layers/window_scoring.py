@@ -63,6 +63,7 @@ class WindowScorer(nn.Module):
         conv_channels: int = 4,
         fc_dim: int = 256,
         conv_before_pooling: bool = False,
+        conv_relu: bool = True,
     ):
         """
         Args:
@@ -74,6 +75,7 @@ class WindowScorer(nn.Module):
             conv_channels: O.
             fc_dim: width of the fully connected layer.
             conv_before_pooling: HyperNet-SP.
+            conv_relu: whether a ReLU follows the convolution.
 
         Raises:
             ValueError: an unknown pooler, or a size below 1.
@@ -95,6 +97,7 @@ class WindowScorer(nn.Module):
         self.pooler_resolution = pooler_resolution
         self.sampling_ratio = sampling_ratio
         self.conv_before_pooling = conv_before_pooling
+        self.conv_relu = conv_relu
         self.conv = nn.Conv2d(in_channels, conv_channels, 3, padding=1)
         self.fc = nn.Linear(conv_channels * pooler_resolution**2, fc_dim)
         self.objectness = nn.Linear(fc_dim, 1)
@@ -118,13 +121,16 @@ class WindowScorer(nn.Module):
             logits (sum of Ri,) and deltas (sum of Ri, 4), image after image.
         """
         if self.conv_before_pooling:
-            features = self._pool(F.relu(self.conv(x)), boxes)
+            features = self._pool(self._activate(self.conv(x)), boxes)
         elif self.pooler_type == "ROIAlignV2":
-            features = F.relu(self._convolve_and_pool(x, boxes))
+            features = self._activate(self._convolve_and_pool(x, boxes))
         else:
-            features = F.relu(self.conv(self._pool(x, boxes)))
+            features = self._activate(self.conv(self._pool(x, boxes)))
         hidden = F.relu(self.fc(features.flatten(1)))
         return self.objectness(hidden).squeeze(1), self.deltas(hidden)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return F.relu(x) if self.conv_relu else x
 
     def _pool(self, x: Tensor, boxes: list[Tensor]) -> Tensor:
         """Returns the pooled boxes, (sum of Ri, channels of x, P, P)."""
@@ -179,7 +185,7 @@ class WindowScorer(nn.Module):
             x = x.to(dtype).expand(-1, -1, *map_size)
             if self.conv_before_pooling:
                 bias = self.conv.bias.to(dtype)
-                x = F.relu(F.conv2d(x, self.conv.weight.to(dtype), bias, padding=1))
+                x = self._activate(F.conv2d(x, self.conv.weight.to(dtype), bias, padding=1))
             scores = torch.stack([self._score_image(image, plans, weights) for image in x.unbind()])
         return scores[:, :, 0], scores[:, :, 1:]
 
@@ -232,7 +238,7 @@ class WindowScorer(nn.Module):
             count = min(step, ny - first)
             features = self._features(plan, maps, first, count)
             if weights.conv_bias is not None:
-                features = features.add_(weights.conv_bias).relu_()
+                features = self._activate(features.add_(weights.conv_bias))
             hidden = torch.addmm(weights.fc_bias, features.flatten(1), weights.fc).relu_()
             score = torch.addmm(weights.predictor_bias, hidden, weights.predictor)
             scores.append(score.view(nx, count, 5).transpose(0, 1))

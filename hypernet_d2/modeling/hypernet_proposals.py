@@ -111,6 +111,7 @@ class HyperNetProposals(nn.Module):
             conv_channels=proposals.CONV_DIM,
             fc_dim=proposals.FC_DIM,
             conv_before_pooling=proposals.CONV_BEFORE_POOLING,
+            conv_relu=proposals.CONV_RELU,
         )
         return {
             "in_feature": rpn.IN_FEATURES[0],

@@ -87,8 +87,10 @@ def test_vgg16_is_a_trunk_by_its_name():
 
     backbone = build_backbone(
         tiny_cfg(
-            "MODEL.HYPERNET.TRUNK", "build_vgg_backbone",
-            "MODEL.HYPERNET.FEATURE.IN_FEATURES", ["conv1", "conv3", "conv5"],
+            "MODEL.HYPERNET.TRUNK",
+            "build_vgg_backbone",
+            "MODEL.HYPERNET.FEATURE.IN_FEATURES",
+            ["conv1", "conv3", "conv5"],
         )  # fmt: skip
     )
     assert backbone(torch.randn(1, 3, 32, 32))["hyper"].shape == (1, 18, 8, 8)
