@@ -49,7 +49,8 @@ def options(output, *opts) -> list[str]:
 def run(output, *opts, **arguments):
     """What train_net.py does in one process with these arguments."""
     main = runpy.run_path(str(ROOT / "train_net.py"))["main"]
-    fixed = {"config_file": CONFIG, "resume": False, "eval_only": False, "num_gpus": 1}
+    fixed = {"config_file": CONFIG, "resume": False, "eval_only": False, "num_gpus": 1,
+             "schedule": "joint"}  # fmt: skip
     args = argparse.Namespace(**{**fixed, **arguments}, opts=options(output, *opts))
     return main(args)
 
