@@ -18,6 +18,7 @@ import os
 import random
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -114,20 +115,20 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    """Name what was left out, file by file, and how to bring it in."""
-    skipped = terminalreporter.stats.get("skipped", [])
-    for marker, reason in config.stash[_missing].items():
-        counts: dict[str, int] = {}
-        for report in skipped:
-            if marker in report.keywords:
-                name = report.nodeid.partition("::")[0]
-                counts[name] = counts.get(name, 0) + 1
-        if not counts:
+    """Name what was left out, by reason and file, and how to bring it in."""
+    missing = config.stash[_missing]
+    counts = {reason: Counter() for reason in missing.values()}
+    for report in terminalreporter.stats.get("skipped", []):
+        reasons = [reason for marker, reason in missing.items() if marker in report.keywords]
+        for reason in reasons or [report.longrepr[2]]:
+            counts.setdefault(reason, Counter())[report.nodeid.partition("::")[0]] += 1
+    for reason, files in counts.items():
+        if not files:
             continue
         terminalreporter.section(f"left out: {reason}")
-        for name, count in sorted(counts.items()):
+        for name, count in sorted(files.items()):
             terminalreporter.line(f"{name}: {count} test{'s' if count > 1 else ''}")
-        if marker == "detectron2":
+        if reason == missing.get("detectron2"):
             terminalreporter.line(_how_to_get_detectron2())
 
 

@@ -216,7 +216,7 @@ def test_ci_run_ends_with_the_last_line_and_the_status_of_the_tests(tmp_path, st
 
 @pytest.fixture
 def tiny_suite(tmp_path):
-    """A function that runs pytest on three tests under a copy of our conftest.py."""
+    """A function that runs pytest on four tests under a copy of our conftest.py."""
     write(
         tmp_path / "tests" / "test_tiny.py",
         """\
@@ -224,6 +224,9 @@ def tiny_suite(tmp_path):
 
         def test_plain():
             pass
+
+        def test_unmarked():
+            pytest.skip("unmarked")
 
         @pytest.mark.detectron2
         def test_skips_itself():
@@ -250,10 +253,11 @@ def tiny_suite(tmp_path):
 def test_suite_without_detectron2_names_what_it_left_out(tiny_suite):
     done = tiny_suite(DETECTRON2="none")
     assert done.returncode == 0, done.stdout
-    assert "1 passed, 2 skipped" in done.stdout.splitlines()[-1]
+    assert "1 passed, 3 skipped" in done.stdout.splitlines()[-1]
     left_out = done.stdout.partition("left out: no detectron2: DETECTRON2=none hides it")[2]
     assert "test_tiny.py: 2 tests\n" in left_out
     assert hypernet_d2.DETECTRON2_HELP in left_out
+    assert "test_tiny.py: 1 test\n" in left_out.partition("left out: Skipped: unmarked")[2]
 
 
 def test_suite_that_requires_detectron2_does_not_start_without(tiny_suite):
@@ -266,6 +270,6 @@ def test_suite_that_requires_detectron2_does_not_start_without(tiny_suite):
 def test_suite_that_requires_detectron2_fails_a_skip_but_for_missing_data(tiny_suite):
     done = tiny_suite(HYPERNET_D2_REQUIRE_DETECTRON2="1")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
-    assert "1 failed, 1 passed, 1 skipped" in done.stdout.splitlines()[-1]
+    assert "1 failed, 1 passed, 2 skipped" in done.stdout.splitlines()[-1]
     assert "test_skips_itself needs detectron2, which is here, but was skipped" in done.stdout
     assert "left out: no BCCD" in done.stdout
