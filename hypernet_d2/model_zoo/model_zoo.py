@@ -1,20 +1,25 @@
-"""Configs by their path below ``configs/``."""
+"""Configs by their path below ``configs/``: yaml files, or Python files in the LazyConfig form."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 from torch import nn
 
 from ..config import add_hypernet_config
 from ..engine import HyperNetCheckpointer
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 __all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]
 
 _PLACES = (Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs")
+_SUFFIXES = (".yaml", ".py")
 
 
 def get_config_file(config_path: str) -> str:
@@ -25,10 +30,15 @@ def get_config_file(config_path: str) -> str:
     """
     places = [place for place in _PLACES if place.is_dir()]
     for place in places:
-        if (place / config_path).is_file():
+        if Path(config_path).suffix in _SUFFIXES and (place / config_path).is_file():
             return str(place / config_path)
-    known = sorted({str(p.relative_to(place)) for place in places for p in place.rglob("*.yaml")})
-    raise ValueError(f"{config_path!r} is not in the model zoo; it has {known}")
+    known = {
+        str(path.relative_to(place))
+        for place in places
+        for path in place.rglob("*")
+        if path.suffix in _SUFFIXES and not path.name.startswith("Base-")
+    }
+    raise ValueError(f"{config_path!r} is not in the model zoo; it has {sorted(known)}")
 
 
 def get_checkpoint_url(config_path: str) -> str:
@@ -41,20 +51,37 @@ def get_checkpoint_url(config_path: str) -> str:
     raise ValueError(f"no trained model is published for {config_path!r}")
 
 
-def get_config(config_path: str, trained: bool = False) -> CfgNode:
-    """The config, ``MODEL.HYPERNET`` included; ``trained`` sets MODEL.WEIGHTS to its checkpoint."""
+def get_config(config_path: str, trained: bool = False) -> CfgNode | DictConfig:
+    """The config: a CfgNode, ``MODEL.HYPERNET`` included, or of a ``.py`` file its LazyConfig.
+
+    ``trained`` sets MODEL.WEIGHTS, or ``train.init_checkpoint``, to the config's checkpoint.
+    """
+    path = get_config_file(config_path)
+    weights = get_checkpoint_url(config_path) if trained else None
+    if path.endswith(".py"):
+        lazy = LazyConfig.load(path)
+        if weights:
+            lazy.train.init_checkpoint = weights
+        return lazy
     cfg = get_cfg()
     add_hypernet_config(cfg)
-    cfg.merge_from_file(get_config_file(config_path))
-    if trained:
-        cfg.MODEL.WEIGHTS = get_checkpoint_url(config_path)
+    cfg.merge_from_file(path)
+    if weights:
+        cfg.MODEL.WEIGHTS = weights
     return cfg
 
 
 def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """The model of a config, in training mode, on ``device`` (default: a GPU if there is one)."""
+    """The model of a config with its initial or (``trained``) final weights, in training mode.
+
+    ``device`` is where it lies; by default a GPU if there is one.
+    """
     cfg = get_config(config_path, trained)
-    cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(cfg)
-    HyperNetCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(cfg, CfgNode):
+        cfg.MODEL.DEVICE = device
+        model, weights = build_model(cfg), cfg.MODEL.WEIGHTS
+    else:
+        model, weights = instantiate(cfg.model).to(device), cfg.train.init_checkpoint
+    HyperNetCheckpointer(model).load(weights)
     return model
