@@ -35,7 +35,8 @@ FEATURE_STRIDE, CHANNELS = 4, 126
 RPN_STRIDE, RPN_CHANNELS = 16, 512
 SIZES, ASPECT_RATIOS = [8, 16, 32, 64, 128, 256, 512], [0.5, 1.0, 2.0]
 PRE_NMS_TOPK, POST_NMS_TOPK, NMS_THRESH = 2000, 100, 0.7
-BOXES_PER_CHUNK = 1000
+# Fastest for the reference: larger chunks leave the cache, and take fresh pages each time.
+BOXES_PER_CHUNK = 256
 # One pass over 120,000 boxes takes half a minute and more.
 MOST_BOXES_TO_REPEAT = 50_000
 
@@ -74,7 +75,10 @@ def benchmark_proposals(args: argparse.Namespace) -> None:
         for asked in args.windows:
             grid = grid_of(asked)
             counts[asked] = grid.num_windows(map_size(FEATURE_STRIDE))
-            print(f"\n{counts[asked]} windows ({asked} asked for), {grid.num_shapes} shapes")
+            print(
+                f"\n{counts[asked]} windows ({asked} asked for), {grid.num_shapes} shapes",
+                flush=True,
+            )
             rows += compare_scoring(grid, asked, args.repeats, device)
     if args.json:
         report = {"threads": torch.get_num_threads(), "rows": rows, "windows_scored": counts}
@@ -101,9 +105,11 @@ def compare_scoring(grid: WindowGrid, asked: int, repeats: int, device: torch.de
     boxes = grid.boxes(map_size(FEATURE_STRIDE), device)
     fast: dict[str, Callable] = {}
     slow: dict[str, Callable] = {}
+    scorers: dict[str, WindowScorer] = {}
     for name, options in VARIANTS.items():
         scorer = WindowScorer(CHANNELS, grid, **options).to(device).eval()
         _give_outputs_a_range_of_one(scorer, x)
+        scorers[name] = scorer
         fast[name] = _bound(scorer, x)
         slow[name] = _bound(score_per_box, scorer, x, boxes)
         step = whole_step(scorer, x)
@@ -115,16 +121,19 @@ def compare_scoring(grid: WindowGrid, asked: int, repeats: int, device: torch.de
     else:
         fast["rpn"] = rpn
 
+    slow_repeats = 1 if len(boxes) > MOST_BOXES_TO_REPEAT else min(repeats, 3)
+    seconds, outputs = time_in_turns(fast, slow, repeats, slow_repeats, device)
     differences = {
         name: max(
-            float((a - b).abs().max()) for a, b in zip(fast[name](), slow[name](), strict=True)
+            float((a - b).abs().max())
+            for a, b in zip(outputs[name], outputs[f"per-box {name}"], strict=True)
         )
         for name in VARIANTS
     }
-    slow_repeats = 1 if len(boxes) > MOST_BOXES_TO_REPEAT else min(repeats, 3)
-    seconds = time_in_turns(fast, slow, repeats, slow_repeats, device)
     memory = {name: peak_extra_mb(f, device) for name, f in fast.items() if "," not in name}
-    memory["per_box"] = peak_extra_mb(slow["dense_pool"], device)
+    # A few chunks hold as much at a time as all.
+    few = boxes[: 4 * BOXES_PER_CHUNK]
+    memory["per_box"] = peak_extra_mb(_bound(score_per_box, scorers["dense_pool"], x, few), device)
 
     rows = [_row("per_box", asked, seconds["per-box dense_pool"], 1.0, memory, 0.0)]
     for name in VARIANTS:
@@ -216,11 +225,15 @@ def time_in_turns(
     repeats: int,
     slow_repeats: int,
     device: torch.device,
-) -> dict[str, float]:
-    """Returns medians of seconds; in every round each contender runs once, after a warm-up."""
+) -> tuple[dict[str, float], dict[str, tuple]]:
+    """Returns medians of seconds, and outputs.
+
+    In every round each contender runs once, after a warm-up; the slow ones run in the first rounds.
+    """
     for function in fast.values():
         function()
     times: dict[str, list[float]] = {}
+    outputs = {}
     for turn in range(repeats):
         contenders = dict(fast)
         if turn < slow_repeats:
@@ -228,10 +241,10 @@ def time_in_turns(
         for name, function in contenders.items():
             _synchronize(device)
             start = time.perf_counter()
-            function()
+            outputs[name] = function()
             _synchronize(device)
             times.setdefault(name, []).append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: statistics.median(values) for name, values in times.items()}, outputs
 
 
 def peak_extra_mb(function: Callable, device: torch.device) -> float | None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .window_plan import ShapePlan
-from .window_pooling import range_max, sliding_max
+from .window_pooling import range_max, sliding_max, span_max
 
 __all__ = ["Maps", "projected_maps", "values_per_step"]
 
@@ -37,23 +37,17 @@ def projected_maps(
         taps: (C, t * O * t), the 1x1 products of the convolution that follows pooling; None where
             none follows.
     """
-    height, width = image.shape[1:]
     cells = _with_margin(image, plans)
-    margins = _margins(plans, height, width)
-    last_use = {pair: plan.index for plan in plans for pair in plan.pairs}
+    sharing = [plan for plan in plans if plan.pairs]
+    last_use = {pair: plan.index for plan in sharing for pair in plan.pairs}
     shared: Maps = {}
-    maxima: dict[int, Tensor] = {}
     for plan in plans:
-        if plan.rows.bins is not None:
-            reach = plan.rows.bins.reach
-            if reach not in maxima:
-                maxima = {reach: sliding_max(cells, reach, 0)}
-            yield plan, {(1, 1): _bins_side_by_side(maxima[reach], plan, taps)}
+        if not plan.pairs:
+            yield plan, {(1, 1): _bins_side_by_side(cells, plan, taps)}
             continue
         for pair in plan.pairs:
             if pair not in shared:
-                maximum = _projected_maximum(cells, pair, height, width, taps)
-                shared[pair] = F.pad(maximum, margins).contiguous()
+                shared[pair] = _projected_maximum(cells, pair, image.shape[1:], sharing, taps)
         yield plan, shared
         shared = {pair: m for pair, m in shared.items() if last_use[pair] != plan.index}
 
@@ -66,43 +60,45 @@ def _with_margin(image: Tensor, plans: list[ShapePlan]) -> Tensor:
     return cells.permute(1, 2, 0).contiguous()
 
 
-def _margins(plans: list[ShapePlan], height: int, width: int) -> tuple[int, ...]:
-    """Returns the zeros that `F.pad` adds to (H, t, O, W, t) for windows that overhang the map."""
-    sharing = [plan for plan in plans if plan.pairs]
-    above = max((plan.rows.before for plan in sharing), default=0)
-    left = max((plan.columns.before for plan in sharing), default=0)
-    below = max([0, *(plan.rows.length - above - height for plan in sharing)])
-    right = max([0, *(plan.columns.length - left - width for plan in sharing)])
-    return (0, 0, left, right, 0, 0, 0, 0, above, below)
-
-
 def _projected_maximum(
-    cells: Tensor, pair: tuple[int, int], height: int, width: int, taps: Tensor | None
+    cells: Tensor,
+    pair: tuple[int, int],
+    size: tuple[int, int],
+    sharing: list[ShapePlan],
+    taps: Tensor | None,
 ) -> Tensor:
-    """Returns the map after a maximum over kh x kw cells, projected: (H, t, O, W, t)."""
-    kh, kw = pair
+    """Returns the map after a maximum over kh x kw cells, projected: (H', t, O, W', t).
+
+    Its margins, for windows that overhang the map of `size` (H, W), are 0.
+    """
+    (kh, kw), (height, width) = pair, size
+    above = max(plan.rows.before for plan in sharing)
+    left = max(plan.columns.before for plan in sharing)
+    length_y = max([height + above, *(plan.rows.length for plan in sharing)])
+    length_x = max([width + left, *(plan.columns.length for plan in sharing)])
+    projected = None
+    step = max(1, values_per_step(cells.device) // cells[0].numel())
+    for first in range(0, height, step):
+        last = min(first + step, height)
+        strip = sliding_max(sliding_max(cells[first : last + kh - 1], kh, 0), kw, 1)
+        strip = _project(strip[:, :width], taps)
+        if projected is None:
+            _, t, channels, _, _ = strip.shape
+            projected = cells.new_zeros(length_y, t, channels, length_x, t)
+        projected[above + first : above + last, :, :, left : left + width] = strip
+    return projected
+
+
+def _bins_side_by_side(cells: Tensor, plan: ShapePlan, taps: Tensor | None) -> Tensor:
+    """Returns the pooled bins of all windows of a shape, projected: (ny * P, t, O, nx * P, t)."""
+    rows, columns = plan.rows.bins, plan.columns.bins
+    # Few launches suit a GPU, few passes over the map a CPU.
+    row_maxima = range_max if cells.is_cuda else span_max
     step = max(1, values_per_step(cells.device) // cells[0].numel())
     strips = []
-    for first in range(0, height, step):
-        strip = cells[first : min(first + step, height) + kh - 1]
-        strip = sliding_max(sliding_max(strip, kh, 0), kw, 1)[:, :width]
-        strips.append(_project(strip, taps))
-    return torch.cat(strips)
-
-
-def _bins_side_by_side(maxima: Tensor, plan: ShapePlan, taps: Tensor | None) -> Tensor:
-    """Returns the pooled bins of all windows of a shape, projected: (ny * P, t, O, nx * P, t).
-
-    Args:
-        maxima: (H', W', C), over the reach of the rows' ranges.
-    """
-    rows, columns = plan.rows.bins, plan.columns.bins
-    step = max(1, values_per_step(maxima.device) // maxima[0].numel())
-    strips = []
-    for first in range(0, len(rows.first), step):
-        strip = range_max(maxima, rows.part(first, step), 0)
-        strip = range_max(sliding_max(strip, columns.reach, 1), columns, 1)
-        strips.append(_project(strip, taps))
+    for first in range(0, len(rows.spans), step):
+        strip = row_maxima(cells, rows.part(first, step), 0)
+        strips.append(_project(range_max(strip, columns, 1), taps))
     return torch.cat(strips).contiguous()
 
 

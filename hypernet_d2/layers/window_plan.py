@@ -4,7 +4,6 @@ Legend: n positions of a shape along an axis, P bins, K cells, t taps of the con
 axis (3, or 1 where no convolution follows pooling).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,10 +74,7 @@ def plan_roi_pool(
         if not apart:
             weights = max_pool_weights(first, covered, extent, exists)
             return AxisPlan(count, stride, extent, weights, most=most)
-        # The bins of a window differ by so little that a power of two reaches half of each.
-        reach = 1 << (int(covered.min()).bit_length() - 1)
-        assert most <= 2 * reach
-        ranges = Ranges(cells.clip(max=length - 1).ravel(), np.tile(covered, count), reach)
+        ranges = Ranges.of(cells.clip(max=length - 1).ravel(), np.tile(covered, count))
         weights = np.eye(bins) * exists[:, :, None]
         return AxisPlan(count, bins, bins, {1: weights}, most=most, bins=ranges)
 
@@ -123,27 +119,12 @@ def to_tensors(
 ) -> list[ShapePlan]:
     """Joins the convolution's taps to the weights, and makes tensors of all arrays."""
 
-    def weight_tensor(weights: Array) -> Tensor:
-        return torch.tensor(weights if taps == 1 else with_taps(weights)).to(device, dtype)
+    def convert(axis: AxisPlan) -> AxisPlan:
+        weights = {
+            extent: torch.tensor(array if taps == 1 else with_taps(array)).to(device, dtype)
+            for extent, array in axis.weights.items()
+        }
+        bins = axis.bins if axis.bins is None else axis.bins.to(device)
+        return replace(axis, weights=weights, bins=bins)
 
-    def index_tensor(cells: Array) -> Tensor:
-        return torch.tensor(cells).to(device)
-
-    return [
-        replace(
-            plan,
-            rows=_converted(plan.rows, weight_tensor, index_tensor),
-            columns=_converted(plan.columns, weight_tensor, index_tensor),
-        )
-        for plan in plans
-    ]
-
-
-def _converted(
-    axis: AxisPlan, weight: Callable[[Array], Tensor], index: Callable[[Array], Tensor]
-) -> AxisPlan:
-    bins = axis.bins
-    if bins is not None:
-        bins = Ranges(index(bins.first), index(bins.covered), bins.reach)
-    weights = {extent: weight(array) for extent, array in axis.weights.items()}
-    return replace(axis, weights=weights, bins=bins)
+    return [replace(plan, rows=convert(plan.rows), columns=convert(plan.columns)) for plan in plans]

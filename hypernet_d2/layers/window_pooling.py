@@ -27,6 +27,7 @@ __all__ = [
     "max_pool_weights",
     "range_max",
     "sliding_max",
+    "span_max",
     "with_taps",
 ]
 
@@ -148,24 +149,41 @@ def sliding_max(x: Tensor, extent: int, dim: int) -> Tensor:
 class Ranges(NamedTuple):
     """Ranges of cells along an axis."""
 
-    first: Tensor  # (B,) int64
-    covered: Tensor  # (B,) int64, the numbers of cells
-    reach: int  # at most the smallest number of cells, and at least half the largest
+    spans: list[tuple[int, int]]  # B of [first, last)
+    first: Array | Tensor  # (B,) whole numbers
+    last_reach: Array | Tensor  # (B,), where the last `reach` cells of a range start
+    reach: int  # at most the cells of the smallest range, at least half those of the largest
+
+    @classmethod
+    def of(cls, first: Array, covered: Array) -> "Ranges":
+        """Ranges that start at `first` and cover so many cells, (B,) both."""
+        # The bins of a window differ by so little that a power of two reaches half of each.
+        reach = 1 << (int(covered.min()).bit_length() - 1)
+        assert covered.max() <= 2 * reach
+        end = first + covered
+        spans = [(int(start), int(stop)) for start, stop in zip(first, end, strict=True)]
+        return cls(spans, first, end - reach, reach)
+
+    def to(self, device: torch.device) -> "Ranges":
+        first, last_reach = torch.tensor(self.first), torch.tensor(self.last_reach)
+        return self._replace(first=first.to(device), last_reach=last_reach.to(device))
 
     def part(self, start: int, count: int) -> "Ranges":
-        stop = start + count
-        return Ranges(self.first[start:stop], self.covered[start:stop], self.reach)
+        part = slice(start, start + count)
+        return Ranges(self.spans[part], self.first[part], self.last_reach[part], self.reach)
+
+
+def span_max(x: Tensor, ranges: Ranges, dim: int) -> Tensor:
+    """Returns the maximum over each range of cells along a dimension: x with B entries there.
+
+    Reads each cell about once, by one operation a range.
+    """
+    spans = [x.narrow(dim, start, stop - start).amax(dim) for start, stop in ranges.spans]
+    return torch.stack(spans, dim)
 
 
 def range_max(x: Tensor, ranges: Ranges, dim: int) -> Tensor:
-    """Returns the maximum over each range of cells along a dimension.
-
-    Args:
-        x: the maxima over `ranges.reach` cells, of `sliding_max`.
-
-    Returns:
-        x with B entries in the dimension.
-    """
+    """Returns what `span_max` does by few operations, whatever the number of ranges."""
+    x = sliding_max(x, ranges.reach, dim)
     from_start = x.index_select(dim, ranges.first)
-    to_end = x.index_select(dim, ranges.first + (ranges.covered - ranges.reach))
-    return torch.maximum(from_start, to_end)
+    return torch.maximum(from_start, x.index_select(dim, ranges.last_reach))

@@ -38,7 +38,7 @@ class _Weights(NamedTuple):
     """The parameters as the dense path multiplies by them."""
 
     taps: Tensor | None  # (C, t * O * t)
-    conv_bias: Tensor | None  # (O, 1)
+    conv_bias: Tensor | None  # (P * O * P,), where a ReLU follows
     fc: Tensor  # (P * O * P, hidden), in the order in which features arise
     fc_bias: Tensor
     predictor: Tensor  # (hidden, 5), objectness and deltas
@@ -48,8 +48,8 @@ class _Weights(NamedTuple):
 class WindowScorer(nn.Module):
     """Pools windows to P x P, convolves them, and predicts objectness and box offsets.
 
-    pool -> conv 3x3 -> ReLU -> fc -> ReLU -> {objectness, deltas} as in section 3.2, or
-    conv 3x3 -> ReLU -> pool -> fc -> ReLU -> {objectness, deltas} as in HyperNet-SP, section 3.5.
+    pool -> conv 3x3 (-> ReLU) -> fc -> ReLU -> {objectness, deltas} as in section 3.2, or
+    conv 3x3 (-> ReLU) -> pool -> fc -> ReLU -> {objectness, deltas} as in HyperNet-SP, section 3.5.
     """
 
     def __init__(
@@ -208,14 +208,21 @@ class WindowScorer(nn.Module):
     def _weights(self, dtype: torch.dtype) -> _Weights:
         bins, channels = self.pooler_resolution, self.conv.out_channels
         fc = self.fc.weight.view(-1, channels, bins, bins).permute(2, 1, 3, 0).flatten(0, 2)
-        taps = self.conv.weight.permute(1, 2, 0, 3).flatten(1)
+        fc_bias, taps, conv_bias = self.fc.bias, None, None
+        if not self.conv_before_pooling:
+            taps = self.conv.weight.permute(1, 2, 0, 3).flatten(1).to(dtype)
+            conv_bias = self.conv.bias[:, None].expand(bins, channels, bins).reshape(-1)
+            if self.conv_relu:
+                conv_bias = conv_bias.to(dtype)
+            else:
+                # Nothing stands between the two layers.
+                fc_bias, conv_bias = fc_bias + conv_bias @ fc, None
         siblings = (self.objectness, self.deltas)
-        before = self.conv_before_pooling
         return _Weights(
-            taps=None if before else taps.to(dtype),
-            conv_bias=None if before else self.conv.bias[:, None].to(dtype),
+            taps=taps,
+            conv_bias=conv_bias,
             fc=fc.to(dtype).contiguous(),
-            fc_bias=self.fc.bias.to(dtype),
+            fc_bias=fc_bias.to(dtype),
             predictor=torch.cat([layer.weight for layer in siblings]).to(dtype).t(),
             predictor_bias=torch.cat([layer.bias for layer in siblings]).to(dtype),
         )
@@ -238,14 +245,14 @@ class WindowScorer(nn.Module):
             count = min(step, ny - first)
             features = self._features(plan, maps, first, count)
             if weights.conv_bias is not None:
-                features = self._activate(features.add_(weights.conv_bias))
-            hidden = torch.addmm(weights.fc_bias, features.flatten(1), weights.fc).relu_()
+                features = features.add_(weights.conv_bias).relu_()
+            hidden = torch.addmm(weights.fc_bias, features, weights.fc).relu_()
             score = torch.addmm(weights.predictor_bias, hidden, weights.predictor)
             scores.append(score.view(nx, count, 5).transpose(0, 1))
         return torch.cat(scores).reshape(ny * nx, 5)
 
     def _features(self, plan: ShapePlan, maps: Maps, first: int, count: int) -> Tensor:
-        """Returns the convolved bins of `count` rows of windows, (nx * count, P, O, P)."""
+        """Returns the convolved bins of `count` rows of windows, (nx * count, P * O * P)."""
         bins, channels = self.pooler_resolution, self.conv.out_channels
         taps = 1 if self.conv_before_pooling else 3
         features = None
@@ -259,7 +266,7 @@ class WindowScorer(nn.Module):
             cells = rows.view(count * bins * channels, -1)
             cells = _windows(cells, 1, plan.columns, taps)[:, : plan.columns.count]
             features = _accumulate(features, cells.transpose(0, 1), columns.transpose(1, 2))
-        return features.view(-1, bins, channels, bins)
+        return features.view(len(columns) * count, -1)
 
 
 def _windows(cells: Tensor, dim: int, axis: AxisPlan, taps: int) -> Tensor:

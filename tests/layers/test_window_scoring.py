@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from torchvision.ops import roi_align, roi_pool
 
 from hypernet_d2.layers import window_maps
-from hypernet_d2.layers.window_pooling import max_pool_bins, sliding_max
+from hypernet_d2.layers.window_pooling import (
+    Ranges,
+    max_pool_bins,
+    range_max,
+    sliding_max,
+    span_max,
+)
 from hypernet_d2.layers.window_scoring import WindowScorer
 from hypernet_d2.layers.windows import WindowGrid
 
@@ -17,6 +23,7 @@ PROFILE = settings.get_profile("scoring")
 
 VARIANTS = {
     "pool": {"pooler_type": "ROIPool"},
+    "pool_linear": {"pooler_type": "ROIPool", "conv_relu": False},
     "align": {"pooler_type": "ROIAlignV2"},
     "align_2": {"pooler_type": "ROIAlignV2", "sampling_ratio": 2},
     "sp": {"pooler_type": "ROIPool", "conv_before_pooling": True},
@@ -48,13 +55,14 @@ def pool_then_convolve(scorer, x, boxes):
     """The definition in the paper's order for both poolers, without any projection."""
     scale = 1 / scorer.grid.feature_stride
     size = scorer.pooler_resolution
-    feature = F.relu(scorer.conv(x)) if scorer.conv_before_pooling else x
+    relu = F.relu if scorer.conv_relu else torch.nn.Identity()
+    feature = relu(scorer.conv(x)) if scorer.conv_before_pooling else x
     if scorer.pooler_type == "ROIPool":
         pooled = roi_pool(feature, boxes, size, scale)
     else:
         pooled = roi_align(feature, boxes, size, scale, scorer.sampling_ratio, aligned=True)
     if not scorer.conv_before_pooling:
-        pooled = F.relu(scorer.conv(pooled))
+        pooled = relu(scorer.conv(pooled))
     hidden = F.relu(scorer.fc(pooled.flatten(1)))
     return scorer.objectness(hidden).squeeze(1), scorer.deltas(hidden)
 
@@ -300,6 +308,18 @@ def test_bins_are_rounded_as_the_kernel_rounds_them():
 def test_sliding_max(extent):
     x = torch.randn(4, 12)
     assert torch.equal(sliding_max(x, extent, 1), x.unfold(1, extent, 1).amax(-1))
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("extent", [3, 5, 13, 24, 33, 65, 92])
+def test_both_maxima_over_ranges_are_those_of_the_ranges(extent, dim):
+    first, covered = max_pool_bins(extent, 13, "float32")
+    ranges = Ranges.of(first, covered).to("cpu")
+    x = torch.randn(100, 100, 2)
+    expected = [x.narrow(dim, f, c).amax(dim) for f, c in zip(first, covered, strict=True)]
+    for maximum in (span_max, range_max):
+        assert torch.equal(maximum(x, ranges, dim), torch.stack(expected, dim))
+        assert torch.equal(maximum(x, ranges.part(4, 3), dim), torch.stack(expected[4:7], dim))
 
 
 @pytest.mark.parametrize(
