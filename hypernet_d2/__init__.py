@@ -26,8 +26,17 @@ else:
 
 
 def __getattr__(name: str):
-    if name in ("data", "deploy", "engine", "evaluation", "layers", "model_zoo"):
+    if name in (
+        "config",
+        "data",
+        "deploy",
+        "engine",
+        "evaluation",
+        "layers",
+        "model_zoo",
+        "modeling",
+    ):
         return import_module(f"{__name__}.{name}")
-    if name in ("add_hypernet_config", "config", "modeling") and find_spec("detectron2") is None:
-        raise ImportError(f"hypernet_d2.{name} {DETECTRON2_HELP}")
+    if name == "add_hypernet_config":
+        return import_module(f"{__name__}.config").add_hypernet_config
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

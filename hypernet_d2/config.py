@@ -9,6 +9,9 @@ Keys of detectron2 are reused where they mean the same, and HyperNet reads these
 - ``MODEL.ROI_HEADS`` and ``MODEL.ROI_BOX_HEAD``: all that the stock StandardROIHeads reads
 """
 
+from . import _detectron2  # noqa: F401
+
+# isort: split
 from detectron2.config import CfgNode as CN
 
 __all__ = ["add_hypernet_config"]

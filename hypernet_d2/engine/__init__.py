@@ -1,5 +1,6 @@
 """Training and evaluation: config set-up, trainer, schedules, checkpointer."""
 
+from .. import _detectron2  # noqa: F401
 from .alternating import train_alternating, write_results
 from .checkpoint import HyperNetCheckpointer
 from .setup import default_device, setup_cfg

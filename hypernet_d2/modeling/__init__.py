@@ -1,5 +1,6 @@
 """What detectron2's registries get: importing this package registers all of it."""
 
+from .. import _detectron2  # noqa: F401
 from .alexnet import AlexNet, build_alexnet_backbone
 from .hyper_backbone import HyperBackbone, build_hyper_backbone
 from .hypernet_box_head import HyperNetBoxHead
