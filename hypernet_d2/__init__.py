@@ -31,7 +31,6 @@ def __getattr__(name: str):
         "data",
         "deploy",
         "engine",
-        "evaluation",
         "layers",
         "model_zoo",
         "modeling",
