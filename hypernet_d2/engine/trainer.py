@@ -122,10 +122,14 @@ class Trainer(DefaultTrainer):
 
 @contextlib.contextmanager
 def _ddp_for(device: str) -> Iterator[None]:
-    """Let the stock trainer wrap a CPU model: DistributedDataParallel takes no device_ids there."""
+    """Let the stock trainer wrap a CPU model: DistributedDataParallel takes no device_ids there.
+
+    The processes share the cores out: more threads than cores wait for each other at every barrier.
+    """
     if device.startswith("cuda") or comm.get_world_size() == 1:
         yield
         return
+    torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     wrap = functools.partial(defaults.create_ddp_model, device_ids=None)
     with mock.patch.object(defaults, "create_ddp_model", wrap):
         yield
