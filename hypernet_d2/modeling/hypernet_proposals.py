@@ -230,19 +230,30 @@ class HyperNetProposals(nn.Module):
         inside: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Score all windows, decode those inside each image, clip, suppress and keep the best."""
+        """Score all windows, and of those inside each image decode, clip and suppress the best.
+
+        Equal scores are taken in the order of the windows.
+        """
         logits, deltas = self.scorer(feature)
         proposals = []
         for i, image_size in enumerate(image_sizes):
-            boxes = self.box2box_transform.apply_deltas(deltas[i][inside[i]], windows[inside[i]])
-            proposals += find_top_rpn_proposals(
+            scores, order = logits[i][inside[i]].float().sort(descending=True, stable=True)
+            scores = scores[: self.pre_nms_topk[self.training]]
+            best = inside[i].nonzero().squeeze(1)[order[: len(scores)]]
+            boxes = self.box2box_transform.apply_deltas(deltas[i][best], windows[best])
+            # The stock selection orders equal scores as it happens, so it gets ranks, which are
+            # distinct; the product with zero keeps a score that is not finite for it to find.
+            ranks = scores * 0 - torch.arange(len(scores), device=scores.device)
+            (proposal,) = find_top_rpn_proposals(
                 [boxes[None]],
-                [logits[i : i + 1, inside[i]].float()],
+                [ranks[None]],
                 [image_size],
                 self.nms_thresh,
-                self.pre_nms_topk[self.training],
+                len(scores),
                 self.post_nms_topk[self.training],
                 self.min_box_size,
                 self.training,
             )
+            proposal.objectness_logits = scores[-proposal.objectness_logits.long()]
+            proposals.append(proposal)
         return proposals

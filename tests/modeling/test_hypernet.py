@@ -95,6 +95,28 @@ def test_proposals_are_what_detectron2_expects():
         assert (proposal.proposal_boxes.tensor <= torch.tensor([size[1], size[0]] * 2)).all()
 
 
+def test_equal_scores_are_taken_in_the_order_of_the_windows():
+    generator = build("MODEL.RPN.PRE_NMS_TOPK_TEST", 30, "MODEL.RPN.NMS_THRESH", 1.0).eval()
+    generator = generator.proposal_generator
+    for layer in (generator.scorer.objectness, generator.scorer.deltas):
+        torch.nn.init.zeros_(layer.weight)
+    windows = generator.scorer.grid.boxes((16, 16))
+    inside = torch.ones(len(windows), dtype=torch.bool)
+    inside[:7] = False
+    feature = torch.randn(2, 18, 16, 16)
+    for proposal in generator.predict_proposals(feature, windows, [inside] * 2, [(64, 64)] * 2):
+        assert torch.equal(proposal.proposal_boxes.tensor, windows[7:17].clamp(0, 64))
+
+
+def test_a_score_that_is_not_finite_stops_training():
+    generator = build().train().proposal_generator
+    windows = generator.scorer.grid.boxes((16, 16))
+    inside = [torch.ones(len(windows), dtype=torch.bool)]
+    feature = torch.full((1, 18, 16, 16), torch.nan)
+    with pytest.raises(FloatingPointError, match="Training has diverged"):
+        generator.predict_proposals(feature, windows, inside, [(64, 64)])
+
+
 def test_windows_in_the_padding_are_never_sampled():
     from detectron2.structures import Boxes
 
@@ -229,7 +251,7 @@ def test_pictures_are_drawn_while_training():
 def test_dropout_is_the_papers_and_only_in_training():
     from torch import nn
 
-    head = build().roi_heads.box_head
+    head = build("MODEL.HYPERNET.BOX_HEAD.CONV_BEFORE_POOLING", False).roi_heads.box_head
     assert [m.p for m in head.modules() if isinstance(m, nn.Dropout)] == [0.25, 0.25]
     x = torch.randn(4, 18, 5, 5)
     assert not torch.equal(head.train()(x), head(x))
@@ -241,7 +263,7 @@ def test_the_box_convolution_moves_before_pooling_on_request():
     heads = build("MODEL.HYPERNET.BOX_HEAD.CONV_BEFORE_POOLING", True).roi_heads
     assert heads.box_conv.in_channels == 18 and heads.box_conv.out_channels == 8
     assert not heads.box_head.conv_norm_relus
-    plain = build().roi_heads
+    plain = build("MODEL.HYPERNET.BOX_HEAD.CONV_BEFORE_POOLING", False).roi_heads
     assert plain.box_conv is None and len(plain.box_head.conv_norm_relus) == 1
 
 
