@@ -1,5 +1,6 @@
 """torchvision's weights in our trunks: random models are converted, and give the same values."""
 
+import pickle
 import runpy
 import shutil
 from pathlib import Path
@@ -13,10 +14,12 @@ from .helpers import tiny_cfg, write_voc
 pytestmark = pytest.mark.detectron2
 
 ROOT = Path(__file__).resolve().parents[1]
-VGG_TRUNK = [
-    "MODEL.HYPERNET.TRUNK", "build_vgg_backbone",
-    "MODEL.HYPERNET.FEATURE.IN_FEATURES", ["conv1", "conv3", "conv5"],
-]  # fmt: skip
+MAPS = ["MODEL.HYPERNET.FEATURE.IN_FEATURES", ["conv1", "conv3", "conv5"]]
+TRUNK = {
+    "vgg16": ["MODEL.HYPERNET.TRUNK", "build_vgg_backbone", *MAPS],
+    "alexnet": ["MODEL.HYPERNET.TRUNK", "build_alexnet_backbone", *MAPS],
+    "resnet18": ["MODEL.RESNETS.NORM", "FrozenBN"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -164,24 +167,41 @@ def trunk_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {k: v for k, v in model.state_dict().items() if k.startswith("backbone.trunk.")}
 
 
-@pytest.mark.parametrize("architecture", ["vgg16", "resnet18"])
-def test_every_weight_of_the_trunk_is_found_in_a_whole_detector(converted, architecture):
-    """Keys are matched by their endings: none may be ambiguous, and none left over."""
-    import pickle
+def contents(path: str) -> dict[str, torch.Tensor]:
+    model = pickle.loads(Path(path).read_bytes())["model"]
+    return {name: torch.from_numpy(value) for name, value in model.items()}
 
+
+@pytest.mark.parametrize("architecture", ["vgg16", "alexnet", "resnet18"])
+def test_every_weight_of_the_trunk_is_found_in_a_whole_hypernet(converted, architecture):
+    """Keys are matched by their endings: none may be ambiguous, and none missing."""
     from detectron2.modeling import build_model
 
     from hypernet_d2.engine import HyperNetCheckpointer
 
     _, path = converted(architecture)
-    opts = VGG_TRUNK if architecture == "vgg16" else ["MODEL.RESNETS.NORM", "FrozenBN"]
-    model = build_model(tiny_cfg(*opts))
+    model = build_model(tiny_cfg(*TRUNK[architecture]))
     HyperNetCheckpointer(model).load(path)
-    content = pickle.loads(Path(path).read_bytes())["model"]
+    stored = contents(path)
     for name, value in trunk_weights(model).items():
-        assert torch.equal(
-            value, torch.from_numpy(content[name.removeprefix("backbone.trunk.")])
-        ), name
+        assert torch.equal(value, stored[name.removeprefix("backbone.trunk.")]), name
+
+
+def test_every_stored_weight_has_its_place_in_faster_rcnn(converted):
+    from detectron2.modeling import build_model
+
+    from hypernet_d2 import model_zoo
+    from hypernet_d2.engine import HyperNetCheckpointer
+
+    _, path = converted("alexnet")
+    cfg = model_zoo.get_config("PascalVOC-Detection/faster_rcnn_AlexNet.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    HyperNetCheckpointer(model).load(path)
+    state = model.state_dict()
+    for name, value in contents(path).items():
+        (place,) = (key for key in state if key.endswith(f".{name}"))
+        assert torch.equal(state[place], value), name
 
 
 @torch.no_grad()
@@ -270,7 +290,7 @@ def test_a_converted_trunk_trains_and_its_first_stages_stay_frozen(converted, tm
     register_voc_style("converted_voc", tmp_path / "data", "all", ["square", "bar"])
     _, path = converted("vgg16")
     cfg = tiny_cfg(
-        *VGG_TRUNK,
+        *TRUNK["vgg16"],
         "MODEL.WEIGHTS", path,
         "MODEL.BACKBONE.FREEZE_AT", 2,
         "MODEL.ROI_HEADS.NUM_CLASSES", 2,
