@@ -1,0 +1,109 @@
+"""Draws docs/proposals.png: how all windows of a grid are scored without pooling each of them."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
+
+INK, BLUE, ORANGE, GREY = "#222222", "#2f6fb0", "#d9822b", "#b8b8b8"
+
+
+def main() -> None:
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), width_ratios=[1.0, 1.25, 1.0])
+    draw_maps(axes[0])
+    draw_windows(axes[1])
+    draw_selection(axes[2])
+    figure.tight_layout()
+    figure.savefig(Path(__file__).with_name("proposals.png"), dpi=110)
+
+
+def draw_maps(ax: Axes) -> None:
+    ax.set_title("1. Once for the whole map", fontsize=12, color=INK)
+    stack(ax, 0.3, 6.6, 6, "feature F\n126 channels", GREY)
+    arrow(ax, (2.2, 6.4), (2.2, 5.5), "maximum over kh x kw cells")
+    stack(ax, 0.3, 3.3, 6, "M[kh, kw]\n126 channels", BLUE)
+    arrow(ax, (2.2, 3.1), (2.2, 2.2), "nine 1x1 products (the taps)")
+    stack(ax, 0.3, 0.4, 3, "T[kh, kw]\n9 x 4 channels", ORANGE)
+    finish(ax, (-0.1, 7.4), (-0.1, 9.2))
+
+
+def draw_windows(ax: Axes) -> None:
+    ax.set_title("2. All windows of one shape", fontsize=12, color=INK)
+    rows, columns, h, w, stride = 12, 18, 5, 5, 3
+    for y in range(rows + 1):
+        ax.plot([0, columns], [y, y], color=GREY, lw=0.5)
+    for x in range(columns + 1):
+        ax.plot([x, x], [0, rows], color=GREY, lw=0.5)
+    for y in range(0, 10, stride):
+        for x in range(0, 16, stride):
+            ax.plot(x + 0.5, y + 0.5, ".", color=INK, ms=3)
+    for y, x, color in ((3, 3, BLUE), (3, 6, ORANGE), (9, 15, INK)):
+        ax.add_patch(Rectangle((x, y), w, h, fill=False, ec=color, lw=2))
+        for k in (1, 2):  # the bins' edges: the same places in every window
+            ax.plot([x + 5 * k / 3] * 2, [y, y + h], color=color, lw=0.8, ls=":")
+            ax.plot([x, x + w], [y + 5 * k / 3] * 2, color=color, lw=0.8, ls=":")
+    ax.add_patch(Rectangle((0, 0), columns, rows, fill=False, ec=INK, lw=1.2))
+    ax.text(8.2, 14.35, "overhangs: clipped,\nempty bins are 0", ha="right", va="top", fontsize=9)
+    ax.annotate("", (14.9, 12.9), (8.4, 13.7), arrowprops={"arrowstyle": "->", "color": INK})
+    note = "They start at whole cells, so a bin\ncovers the same cells of each window."
+    ax.text(9, -0.35, note, ha="center", va="bottom", fontsize=9)
+    finish(ax, (-0.3, 20.4), (14.6, -2.1))
+
+
+def draw_selection(ax: Axes) -> None:
+    ax.set_title("3. Bins are small matrix products", fontsize=12, color=INK)
+    bins, extent = 5, 7
+    first = [int(np.floor(i * extent / bins)) for i in range(bins)]
+    matrix(ax, 0.2, 5.2, bins, extent, {(i, y) for i, y in enumerate(first)}, BLUE)
+    ax.text(1.95, 7.9, "a row for each bin: which cells\nit reads, by each of the taps", **CENTRED)
+    ax.text(4.6, 6.45, "x", fontsize=14, ha="center", va="center")
+    matrix(ax, 5.4, 4.7, extent, 4, set(), ORANGE, fill=True)
+    ax.text(6.4, 8.35, "cells of T of a\nrow of windows", **CENTRED)
+    arrow(ax, (3.4, 4.5), (3.4, 3.7), "the same for columns")
+    matrix(ax, 2.4, 1.2, bins, bins, set(), BLUE, fill=True)
+    ax.text(3.65, 0.95, "convolved P x P bins,\n4 channels", ha="center", va="top", fontsize=9)
+    arrow(ax, (5.0, 2.45), (6.0, 2.45), "")
+    ax.text(6.15, 2.45, "fc 256,\nscore, box", va="center", fontsize=9)
+    finish(ax, (-0.1, 8.4), (-0.3, 9.4))
+
+
+CENTRED = {"ha": "center", "va": "bottom", "fontsize": 9}
+
+
+def stack(ax: Axes, x: float, y: float, layers: int, label: str, color: str) -> None:
+    for layer in reversed(range(layers)):
+        shift = 0.13 * layer
+        ax.add_patch(Rectangle((x + shift, y + shift), 3.6, 1.6, fc="white", ec=color, lw=1.2))
+    ax.text(x + 5.0, y + 1.0, label, fontsize=10, va="center", ha="left", color=INK)
+
+
+def matrix(
+    ax: Axes, x: float, y: float, rows: int, columns: int, ones: set, color: str, fill: bool = False
+) -> None:
+    size = 0.5
+    for i in range(rows):
+        for j in range(columns):
+            face = color if (i, j) in ones else "#f0dcc4" if fill and color == ORANGE else "white"
+            face = "#cfe0f1" if fill and color == BLUE else face
+            corner = (x + j * size, y + (rows - 1 - i) * size)
+            ax.add_patch(Rectangle(corner, size, size, fc=face, ec=GREY, lw=0.6))
+
+
+def arrow(ax: Axes, start: tuple, end: tuple, label: str) -> None:
+    ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": INK})
+    ax.text(start[0] + 0.15, (start[1] + end[1]) / 2, label, fontsize=9, va="center")
+
+
+def finish(ax: Axes, x: tuple, y: tuple) -> None:
+    ax.set_xlim(*x)
+    ax.set_ylim(*y)
+    ax.axis("off")
+
+
+if __name__ == "__main__":
+    main()
