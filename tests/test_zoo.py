@@ -1,6 +1,7 @@
 """The configs: what they say, and that every one trains, evaluates and detects."""
 
 import json
+import runpy
 from ast import literal_eval
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from .helpers import TINY, write_voc
 
 pytestmark = pytest.mark.detectron2
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 NAMES = [name for name in FILES if not Path(name).name.startswith("Base-")]
 ZOO = """
@@ -196,6 +198,36 @@ def test_an_ablation_is_one_key(name):
 
 def _items(tree: dict) -> list[tuple[str, str]]:
     return [(key, repr(value)) for key, value in tree.items()]
+
+
+def test_a_config_that_is_not_there_is_named_beside_those_that_are():
+    from hypernet_d2 import model_zoo
+
+    with pytest.raises(
+        ValueError, match=r"'COCO/x\.yaml' is not in .*hypernet_R_50_1x\.py"
+    ) as error:
+        model_zoo.get_config_file("COCO/x.yaml")
+    assert all(name in str(error.value) for name in NAMES)
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "py"])
+def test_get_gives_the_model_with_its_initial_weights(suffix, monkeypatch):
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    from hypernet_d2 import model_zoo
+
+    loaded = []
+    monkeypatch.setattr(DetectionCheckpointer, "load", lambda self, path: loaded.append(path))
+    with torch.device("meta"):
+        model = model_zoo.get(f"COCO-Detection/hypernet_R_50_1x.{suffix}", device="meta")
+    assert model.training and model.device.type == "meta"
+    assert loaded == ["detectron2://ImageNetPretrained/MSRA/R-50.pkl"]
+
+
+def test_the_page_of_the_model_zoo_has_every_config_and_its_parameters():
+    tool = runpy.run_path(str(ROOT / "tools/model_zoo_table.py"))
+    text = tool["DOCUMENT"].read_text()
+    assert tool["update"](text) == text
 
 
 def test_hypernet_vgg16_has_as_many_parameters_as_the_paper_implies():

@@ -56,6 +56,7 @@ model = L(GeneralizedRCNN)(
             sampling_ratio=1,
             conv_channels=4,
             fc_dim=256,
+            conv_relu=False,
             conv_before_pooling=False,  # True is HyperNet-SP
         ),
         matcher=L(Matcher)(
