@@ -64,7 +64,7 @@ def _find_bccd() -> Path | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("MPLBACKEND", "Agg")
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
     missing = {}
     reason = _why_no_detectron2()
     if reason is not None:

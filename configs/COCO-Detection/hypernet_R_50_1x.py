@@ -69,7 +69,6 @@ model = L(GeneralizedRCNN)(
         post_nms_topk=(200, 100),
         nms_thresh=0.7,
         box_reg_loss_weight=3.0,
-        smooth_l1_beta=0.0,
     ),
     roi_heads=L(HyperNetROIHeads)(
         num_classes=80,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -19,6 +20,7 @@ class HyperNetCheckpointer(DetectionCheckpointer):
             of a trunk do.
 
     Raises (in ``load``):
+        FileNotFoundError: naming a file that is not there.
         ValueError: naming the checkpoint and the first parameters that it lacks, or that have
             another shape in it.
     """
@@ -31,6 +33,12 @@ class HyperNetCheckpointer(DetectionCheckpointer):
     def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
         """Load ``path``; an empty path loads nothing, as in the stock checkpointer."""
         self._path = path
+        file = path.partition("?")[0]
+        if file and "://" not in file and not os.path.isfile(file):
+            raise FileNotFoundError(
+                f"no checkpoint {file!r} (MODEL.WEIGHTS); tools/convert_torchvision_weights.py "
+                "makes the weights that the configs of VGG16 and AlexNet name"
+            )
         return super().load(path, *args, **kwargs)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:

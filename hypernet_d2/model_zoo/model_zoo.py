@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]
 
-_PLACES = (Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs")
+_CONFIGS = Path(__file__).parent / "configs"
 _SUFFIXES = (".yaml", ".py")
 
 
@@ -28,17 +28,15 @@ def get_config_file(config_path: str) -> str:
     Raises:
         ValueError: if there is none of that name; the message lists those there are.
     """
-    places = [place for place in _PLACES if place.is_dir()]
-    for place in places:
-        if Path(config_path).suffix in _SUFFIXES and (place / config_path).is_file():
-            return str(place / config_path)
-    known = {
-        str(path.relative_to(place))
-        for place in places
-        for path in place.rglob("*")
+    path = _CONFIGS / config_path
+    if path.suffix in _SUFFIXES and path.is_file():
+        return str(path)
+    known = sorted(
+        str(path.relative_to(_CONFIGS))
+        for path in _CONFIGS.glob("*/*")
         if path.suffix in _SUFFIXES and not path.name.startswith("Base-")
-    }
-    raise ValueError(f"{config_path!r} is not in the model zoo; it has {sorted(known)}")
+    )
+    raise ValueError(f"{config_path!r} is not in the model zoo; it has {known}")
 
 
 def get_checkpoint_url(config_path: str) -> str:

@@ -202,6 +202,10 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match="at least one parameter"):
             self.load(str(path), strict=False)
 
+    def test_a_missing_file_is_named(self):
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint 'weights/none\.pkl'.*convert"):
+            self.load("weights/none.pkl", strict=False)
+
     def test_evaluation_without_weights_is_refused(self, tiny, tmp_path):
         with pytest.raises(ValueError, match="--eval-only needs weights"):
             run(tmp_path, eval_only=True)
