@@ -34,6 +34,7 @@ NOTHING_RANDOM = [
     "MODEL.RPN.NMS_THRESH", 1.0,
     # and no statistics over the images that a process happens to see, as BatchNorm's are.
     "MODEL.RESNETS.NORM", "GN",
+    "MODEL.ROI_BOX_HEAD.NORM", "",
 ]  # fmt: skip
 
 
