@@ -27,7 +27,7 @@ EXTRAS = {
     "digits": ["scikit-learn"],
     "plots": ["matplotlib"],
     "tensorboard": ["tensorboard"],
-    "test": ["pytest>=8", "hypothesis"],
+    "test": ["pytest>=8", "hypothesis", "PyYAML"],
     # One minor version: another one may format, and then lint, differently.
     "lint": ["ruff>=0.17,<0.18"],
 }
