@@ -165,11 +165,24 @@ def score_per_box(scorer: WindowScorer, x: Tensor, boxes: Tensor) -> tuple[Tenso
     return torch.cat(logits, 1), torch.cat(deltas, 1)
 
 
+def _selection() -> dict:
+    """What both proposal generators are built with."""
+    from detectron2.modeling.box_regression import Box2BoxTransform
+
+    return {
+        "box2box_transform": Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
+        "batch_size_per_image": 256,
+        "positive_fraction": 0.5,
+        "pre_nms_topk": (PRE_NMS_TOPK, PRE_NMS_TOPK),
+        "post_nms_topk": (POST_NMS_TOPK, POST_NMS_TOPK),
+        "nms_thresh": NMS_THRESH,
+    }
+
+
 def whole_step(scorer: WindowScorer, x: Tensor) -> Callable | None:
     """Returns scoring, decoding, clipping and suppression by HyperNet's proposal generator."""
     if find_spec("detectron2") is None:
         return None
-    from detectron2.modeling.box_regression import Box2BoxTransform
     from detectron2.modeling.matcher import Matcher
     from detectron2.structures import ImageList
 
@@ -179,12 +192,7 @@ def whole_step(scorer: WindowScorer, x: Tensor) -> Callable | None:
         in_feature="hyper",
         scorer=scorer,
         matcher=Matcher([0.3, 0.7], [0, -1, 1]),
-        box2box_transform=Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
-        batch_size_per_image=256,
-        positive_fraction=0.5,
-        pre_nms_topk=(PRE_NMS_TOPK, PRE_NMS_TOPK),
-        post_nms_topk=(POST_NMS_TOPK, POST_NMS_TOPK),
-        nms_thresh=NMS_THRESH,
+        **_selection(),
     ).eval()
     images = ImageList(torch.zeros(1, 3, *IMAGE_SIZE, device=x.device), [IMAGE_SIZE])
     return _bound(generator, images, {"hyper": x})
@@ -195,7 +203,6 @@ def stock_rpn(device: torch.device) -> Callable | None:
     if find_spec("detectron2") is None:
         return None
     from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-    from detectron2.modeling.box_regression import Box2BoxTransform
     from detectron2.modeling.matcher import Matcher
     from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead
     from detectron2.structures import ImageList
@@ -207,12 +214,7 @@ def stock_rpn(device: torch.device) -> Callable | None:
             sizes=[[128, 256, 512]], aspect_ratios=[ASPECT_RATIOS], strides=[RPN_STRIDE]
         ),
         anchor_matcher=Matcher([0.3, 0.7], [0, -1, 1]),
-        box2box_transform=Box2BoxTransform((1.0, 1.0, 1.0, 1.0)),
-        batch_size_per_image=256,
-        positive_fraction=0.5,
-        pre_nms_topk=(PRE_NMS_TOPK, PRE_NMS_TOPK),
-        post_nms_topk=(POST_NMS_TOPK, POST_NMS_TOPK),
-        nms_thresh=NMS_THRESH,
+        **_selection(),
     )
     images = ImageList(torch.zeros(1, 3, *IMAGE_SIZE, device=device), [IMAGE_SIZE])
     x = torch.randn(1, RPN_CHANNELS, *map_size(RPN_STRIDE), device=device)

@@ -52,8 +52,8 @@ class HyperNetCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any):
         incompatible = super()._load_model(checkpoint)
-        names = [name for name, _ in self.model.named_parameters()]
-        missing = [n for n in incompatible.missing_keys if n in set(names)]
+        names = {name for name, _ in self.model.named_parameters()}
+        missing = [n for n in incompatible.missing_keys if n in names]
         reshaped = [name for name, _, _ in incompatible.incorrect_shapes]
         wrong = missing + reshaped
         if wrong and (self.strict or len(set(wrong)) >= len(names)):

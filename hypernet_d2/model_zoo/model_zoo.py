@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 from torch import nn
 
 from ..config import add_hypernet_config
-from ..engine import HyperNetCheckpointer
+from ..engine import HyperNetCheckpointer, default_device
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -75,7 +74,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
     ``device`` is where it lies; by default a GPU if there is one.
     """
     cfg = get_config(config_path, trained)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     if isinstance(cfg, CfgNode):
         cfg.MODEL.DEVICE = device
         model, weights = build_model(cfg), cfg.MODEL.WEIGHTS
