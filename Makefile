@@ -5,7 +5,7 @@
 ENV = @sh tools/setup_env.sh
 
 help:
-	@echo 'make demo       train a small HyperNet in under ten minutes; its AP and pictures of its detections'
+	@echo 'make demo       train a small HyperNet in about ten minutes; its AP and pictures of its detections'
 	@echo 'make test       run the test suite (ARGS="-k windows" is passed on to pytest)'
 	@echo 'make lint       check style and format; make format mends what can be mended'
 	@echo 'make clean      remove caches and build products; make distclean also ./.venv and output/'

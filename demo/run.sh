@@ -10,7 +10,7 @@ if [ -f "$weights" ]; then
     echo "==> demo: $weights is there and is only evaluated (to train anew: rm -r $output)"
     python train_net.py --config-file "$config" --eval-only OUTPUT_DIR "$output" MODEL.WEIGHTS "$weights"
 else
-    echo "==> demo: training $config into $output (under ten minutes on two cores)"
+    echo "==> demo: training $config into $output (about ten minutes on two cores)"
     # --resume goes on from the last checkpoint of a run that was stopped, and else starts anew.
     python train_net.py --config-file "$config" --resume OUTPUT_DIR "$output"
 fi
