@@ -37,7 +37,7 @@ def add_hypernet_config(cfg: CN) -> None:
     hyper.FEATURE.CHANNELS = 42
     # Side of each map's convolution in cells; odd.
     hyper.FEATURE.KERNEL_SIZE = 5
-    # Normalisation that makes the maps' scales alike: "LRN" (paper), "GN" or "none".
+    # Normalisation that makes the maps' scales alike: "LRN" (paper), "BN", "GN" or "none".
     hyper.FEATURE.NORM = "LRN"
     # How coarse maps are brought up: "deconv" (paper) or "bilinear".
     hyper.FEATURE.UPSAMPLING = "deconv"

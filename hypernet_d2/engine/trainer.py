@@ -91,6 +91,14 @@ class Trainer(DefaultTrainer):
         return [*stock[:-1], HostMemory(), *stock[-1:]]
 
     @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The stock model. On a CPU its kernels are stored channels last, the faster layout there."""
+        model = super().build_model(cfg)
+        if cfg.MODEL.DEVICE == "cpu":
+            model.to(memory_format=torch.channels_last)
+        return model
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         """The stock loader; an image that cannot be read is named."""
         return build_detection_train_loader(cfg, mapper=NamedErrorDatasetMapper(cfg, True))

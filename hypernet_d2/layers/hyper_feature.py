@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORMS = ("LRN", "GN", "none")
+NORMS = ("LRN", "BN", "GN", "none")
 UPSAMPLINGS = ("deconv", "bilinear")
 
 
@@ -25,10 +25,10 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
 
 def build_norm(name: str, channels: int) -> nn.Module:
-    """Normalisation of one branch: "LRN" (the paper), "GN" or "none".
+    """Normalisation of one branch: "LRN" (the paper), "BN", "GN" or "none".
 
     LRN has AlexNet's constants (5 channels, alpha 1e-4, beta 0.75, k 2), since the paper gives
-    none. GN has at most 6 groups, fewer where they do not divide ``channels``; its statistics run
+    none. BN is batch normalisation, for trunks trained from random weights. GN has at most 6 groups, fewer where they do not divide ``channels``; its statistics run
     over the whole padded map, so that the padding of a batch has a small effect on its images.
 
     Raises:
@@ -36,6 +36,8 @@ def build_norm(name: str, channels: int) -> nn.Module:
     """
     if name == "LRN":
         return LocalResponseNorm(size=5, alpha=1e-4, beta=0.75, k=2.0)
+    if name == "BN":
+        return nn.BatchNorm2d(channels)
     if name == "GN":
         return nn.GroupNorm(math.gcd(channels, 6), channels)
     if name == "none":
@@ -99,7 +101,10 @@ class Resample(nn.Module):
 
 
 class HyperBranch(nn.Module):
-    """One map's way into the hyper feature: resampling, convolution, ReLU, normalisation."""
+    """One map's way into the hyper feature: resampling, convolution, ReLU, normalisation.
+
+    LRN follows the ReLU, as in AlexNet; BN and GN precede it, as is usual for them.
+    """
 
     def __init__(
         self,
@@ -126,12 +131,16 @@ class HyperBranch(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_in", nonlinearity="relu")
         nn.init.zeros_(self.conv.bias)
         self.norm = build_norm(norm, channels)
+        self.norm_first = norm in ("BN", "GN")
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Map (N, C, h, w) to (N, ``channels``, *size*)."""
         if self.conv_first:
-            return self.resample(self.norm(F.relu(self.conv(x))), size)
-        return self.norm(F.relu(self.conv(self.resample(x, size))))
+            return self.resample(self._activate(self.conv(x)), size)
+        return self._activate(self.conv(self.resample(x, size)))
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(x)) if self.norm_first else self.norm(F.relu(x))
 
 
 class HyperFeature(nn.Module):
@@ -147,7 +156,7 @@ class HyperFeature(nn.Module):
         stride: stride of the hyper feature in pixels; 4 in the paper.
         channels: channels of each branch; 42 in the paper.
         kernel_size: odd side of the branches' convolution; 5 in the paper.
-        norm: "LRN" (paper), "GN" or "none".
+        norm: "LRN" (paper), "BN", "GN" or "none".
         upsampling: "deconv" (paper) or "bilinear".
         conv_first: convolve maps coarser than ``stride`` at their own stride, and upsample the
             result. The paper upsamples first; this costs factor^2 less.

@@ -14,7 +14,7 @@ def maps(h: int, w: int) -> dict[str, torch.Tensor]:
     return {n: torch.randn(2, c, h // STRIDES[n], w // STRIDES[n]) for n, c in CHANNELS.items()}
 
 
-@pytest.mark.parametrize("norm", ["LRN", "GN", "none"])
+@pytest.mark.parametrize("norm", ["LRN", "BN", "GN", "none"])
 @pytest.mark.parametrize("upsampling", ["deconv", "bilinear"])
 @pytest.mark.parametrize("conv_first", [False, True])
 def test_shape_is_that_of_the_paper(norm, upsampling, conv_first):
@@ -64,7 +64,7 @@ def test_lrn_runs_in_float32_under_autocast():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"norm": "BN"}, "FEATURE.NORM is 'BN'"),
+        ({"norm": "XN"}, "FEATURE.NORM is 'XN'"),
         ({"upsampling": "nearest"}, "FEATURE.UPSAMPLING is 'nearest'"),
         ({"kernel_size": 4}, "FEATURE.KERNEL_SIZE is 4"),
         ({"stride": 3}, "stride 4 cannot be brought to stride 3"),
