@@ -1,0 +1,8 @@
+"""Evaluators and pictures of what a model finds."""
+
+from .. import _detectron2  # noqa: F401
+
+# isort: split
+from .part_evaluation import PartEvaluator
+
+__all__ = ["PartEvaluator"]
