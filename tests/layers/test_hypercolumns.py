@@ -106,7 +106,8 @@ class TestPicture:
         assert torch.equal(picture[1, 1], picture[6, 12])
 
     def test_its_colours_are_the_principal_components_of_the_enlarged_maps(self):
-        features = {"a": torch.randn(1, 4, 6, 10)}
+        spread = torch.tensor([1.0, 4, 0.2, 2])[:, None, None]  # components well apart
+        features = {"a": torch.randn(1, 4, 6, 10) * spread}
         picture = hypercolumn_picture(features, SIZE).flatten(0, 1).double()
         volume = enlarged(features, SIZE)[0].flatten(1).T
         components = torch.linalg.svd(volume - volume.mean(0), full_matrices=False).U[:, :3]
