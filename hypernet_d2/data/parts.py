@@ -144,7 +144,7 @@ class PartDatasetMapper(NamedErrorDatasetMapper):
         dataset_dict["instances"] = Instances.cat(objects)
 
     def _labels(self, annotation: dict, dataset_dict: dict, transforms: T.TransformList):
-        """(H, W) uint8 tensor of the augmented image."""
+        """(H, W) uint8, of the augmented image."""
         source = dataset_dict["file_name"]
         if "parts" not in annotation:
             raise ValueError(f"{source}: an object has no parts, only {sorted(annotation)}")
@@ -154,7 +154,7 @@ class PartDatasetMapper(NamedErrorDatasetMapper):
         flips = sum(isinstance(t, T.HFlipTransform) for t in transforms.transforms)
         if flips % 2 and self.hflip_labels is not None:
             labels = self.hflip_labels[labels]
-        return torch.from_numpy(np.ascontiguousarray(labels))
+        return torch.from_numpy(np.array(labels, order="C"))  # a copy: some are read-only
 
 
 def _hflip_labels(dataset_names: tuple[str, ...], num_parts: int) -> list[int] | None:

@@ -4,5 +4,6 @@ from .. import _detectron2  # noqa: F401
 
 # isort: split
 from .part_evaluation import PartEvaluator
+from .part_pictures import draw_parts
 
-__all__ = ["PartEvaluator"]
+__all__ = ["PartEvaluator", "draw_parts"]
