@@ -83,3 +83,40 @@ def add_hypernet_config(cfg: CN) -> None:
     # Run the 3x3 convolution of the box head once on the map, before RoI pooling, instead of the
     # paper's once in each region after it.
     hyper.BOX_HEAD.CONV_BEFORE_POOLING = False
+
+    # ---- Heads over hypercolumns (Hariharan et al., CVPR 2015) ----------------------------------
+    # HypercolumnMaskHead, HypercolumnPartHead (MODEL.ROI_MASK_HEAD.NAME) and
+    # HypercolumnKeypointHead (MODEL.ROI_KEYPOINT_HEAD.NAME) read these; POOLER_TYPE of their node
+    # is "", which hands them whole maps. CLS_AGNOSTIC_MASK and NUM_KEYPOINTS mean what they mean
+    # in the stock heads.
+    hyper.HYPERCOLUMN = CN()
+    # Maps that make up the hypercolumn, the one with the most context last. Empty takes
+    # MODEL.ROI_HEADS.IN_FEATURES. With HyperNetROIHeads any map of the backbone can be named, and
+    # with build_hyper_backbone also "hyper" and any map of the trunk; StandardROIHeads hands on
+    # only those of MODEL.ROI_HEADS.IN_FEATURES.
+    hyper.HYPERCOLUMN.IN_FEATURES = []
+    # Normalisation of each map before its classifiers, by detectron2's names: "" (none), "LN" (over
+    # the channels of a position), "GN", "BN", ... Maps of a trunk without normalisation need one.
+    hyper.HYPERCOLUMN.NORM = ""
+    # K: classifiers along each side of a box (paper 3.1); 5 or 10 in the paper, 1 for one
+    # classifier that does not know where it is in the box.
+    hyper.HYPERCOLUMN.GRID_SIZE = 5
+    # Side of the classifiers' convolutions in cells; odd.
+    hyper.HYPERCOLUMN.KERNEL_SIZE = 1
+    # Positions along each side of a heat map; 50 in the paper.
+    hyper.HYPERCOLUMN.HEATMAP_SIZE = 50
+    # How far each side of a box is moved outwards, as a fraction of the box's width or height. "A
+    # little" in the paper.
+    hyper.HYPERCOLUMN.BOX_EXPANSION = 0.1
+    # Square root of the area of a box, in pixels of the network's input, from which on it counts
+    # in full in the loss of masks and parts; a smaller one counts in proportion to its area. 0
+    # lets all boxes count alike. The default gives a pixel no more weight than a position.
+    hyper.HYPERCOLUMN.FULL_WEIGHT_SIZE = 50.0
+    # The box's own feature, which adds a bias to each classifier (fc7 of the paper): the last map,
+    # RoIAligned to this size, a 3x3 convolution, a fully connected layer.
+    hyper.HYPERCOLUMN.POOLER_RESOLUTION = 7
+    hyper.HYPERCOLUMN.CONV_DIM = 64
+    # Width of that layer; 0 leaves the whole box feature out.
+    hyper.HYPERCOLUMN.FC_DIM = 1024
+    # Number of part labels of HypercolumnPartHead.
+    hyper.HYPERCOLUMN.NUM_PARTS = 3

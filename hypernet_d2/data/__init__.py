@@ -8,11 +8,19 @@ from importlib.util import find_spec
 
 from .digits import generate_digits
 
-__all__ = ["NamedErrorDatasetMapper", "generate_digits", "load_voc_style", "register_voc_style"]
+__all__ = [
+    "NamedErrorDatasetMapper",
+    "PartDatasetMapper",
+    "generate_digits",
+    "load_part_labels",
+    "load_voc_style",
+    "register_voc_style",
+]
 
 if find_spec("detectron2") is not None:
     from . import builtin  # noqa: F401  (importing registers)
     from .dataset_mapper import NamedErrorDatasetMapper
+    from .parts import PartDatasetMapper, load_part_labels
     from .voc_style import load_voc_style, register_voc_style
 
 

@@ -21,12 +21,18 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.engine import DefaultTrainer, HookBase, defaults
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.evaluation import (
+    COCOEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    PascalVOCDetectionEvaluator,
+)
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
-from ..data import NamedErrorDatasetMapper
+from ..data import NamedErrorDatasetMapper, PartDatasetMapper
+from ..evaluation import PartEvaluator
 from .checkpoint import HyperNetCheckpointer
 
 __all__ = ["Trainer", "build_evaluator"]
@@ -50,10 +56,21 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
             f"no evaluator is called {name!r} (MODEL.HYPERNET.EVALUATOR, or evaluator_type of "
             f"{dataset_name!r}); expected one of {sorted(EVALUATORS)}"
         )
-    if name == "coco":
-        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        return COCOEvaluator(dataset_name, output_dir=folder)
-    return PascalVOCDetectionEvaluator(dataset_name)
+    if name == "pascal_voc":
+        return PascalVOCDetectionEvaluator(dataset_name)
+    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+    if not has_parts(cfg):
+        return COCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
+    # Parts need no masks in the data set, so that segm AP may have nothing to compare to.
+    tasks = ("bbox", "keypoints") if cfg.MODEL.KEYPOINT_ON else ("bbox",)
+    coco = COCOEvaluator(dataset_name, tasks, output_dir=folder, kpt_oks_sigmas=sigmas)
+    return DatasetEvaluators([coco, PartEvaluator(dataset_name)])
+
+
+def has_parts(cfg: CfgNode) -> bool:
+    """Whether the model labels parts."""
+    return cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.NAME == "HypercolumnPartHead"
 
 
 class HostMemory(HookBase):
@@ -100,8 +117,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        """The stock loader; an image that cannot be read is named."""
-        return build_detection_train_loader(cfg, mapper=NamedErrorDatasetMapper(cfg, True))
+        """The stock loader; an image that cannot be read is named, and parts are loaded."""
+        mapper = PartDatasetMapper if has_parts(cfg) else NamedErrorDatasetMapper
+        return build_detection_train_loader(cfg, mapper=mapper(cfg, True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fvcore.nn.weight_init as weight_init
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.structures import Instances
@@ -18,6 +18,9 @@ class HyperNetROIHeads(StandardROIHeads):
 
     A convolution before RoI pooling costs as much as a few regions, whatever their number. The
     paper convolves after pooling; mask and keypoint heads always see the hyper feature itself.
+
+    A mask or keypoint head without a pooler (``POOLER_TYPE`` of its node is "") gets the maps that
+    ``MODEL.HYPERNET.HYPERCOLUMN.IN_FEATURES`` names, if any, whichever maps the box head reads.
     """
 
     @configurable
@@ -56,7 +59,34 @@ class HyperNetROIHeads(StandardROIHeads):
         ret = super()._init_box_head(cfg, {**input_shape, in_features[0]: convolved})
         return {**ret, "box_conv": conv}
 
+    @classmethod
+    def _init_mask_head(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        cfg = _with_maps_of(cfg.MODEL.ROI_MASK_HEAD, cfg, input_shape)
+        return super()._init_mask_head(cfg, input_shape)
+
+    @classmethod
+    def _init_keypoint_head(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        cfg = _with_maps_of(cfg.MODEL.ROI_KEYPOINT_HEAD, cfg, input_shape)
+        return super()._init_keypoint_head(cfg, input_shape)
+
     def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]):
         if self.box_conv is not None:
             features = {f: self.box_conv(features[f]) for f in self.box_in_features}
         return super()._forward_box(features, proposals)
+
+
+def _with_maps_of(head: CfgNode, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> CfgNode:
+    """The config that makes the stock code hand ``head`` the maps of its hypercolumns."""
+    in_features = cfg.MODEL.HYPERNET.HYPERCOLUMN.IN_FEATURES
+    if head.POOLER_TYPE or not in_features:
+        return cfg
+    missing = [name for name in in_features if name not in input_shape]
+    if missing:
+        raise ValueError(
+            f"MODEL.HYPERNET.HYPERCOLUMN.IN_FEATURES is {in_features}, but the backbone has no map "
+            f"{missing}; it has {list(input_shape)}"
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = in_features
+    return cfg
