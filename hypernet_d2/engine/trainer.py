@@ -27,6 +27,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data import NamedErrorDatasetMapper
+from ..evaluation import ProposalRecallEvaluator, proposal_network
 from .checkpoint import HyperNetCheckpointer
 
 __all__ = ["Trainer", "build_evaluator"]
@@ -108,6 +109,17 @@ class Trainer(DefaultTrainer):
     ) -> DatasetEvaluator:
         """See :func:`build_evaluator`."""
         return build_evaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
+    def test_proposals(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
+        """Evaluate the recall of what a detector proposes, see :class:`ProposalRecallEvaluator`.
+
+        Args:
+            cfg: see :func:`hypernet_d2.evaluation.proposal_evaluation_cfg`.
+            model: a detector with its weights, built from that config.
+        """
+        evaluators = [ProposalRecallEvaluator(name, cfg.OUTPUT_DIR) for name in cfg.DATASETS.TEST]
+        return cls.test(cfg, proposal_network(model), evaluators)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:

@@ -50,7 +50,7 @@ def run(output, *opts, **arguments):
     """What train_net.py does in one process with these arguments."""
     main = runpy.run_path(str(ROOT / "train_net.py"))["main"]
     fixed = {"config_file": CONFIG, "resume": False, "eval_only": False, "num_gpus": 1,
-             "schedule": "joint"}  # fmt: skip
+             "schedule": "joint", "eval_proposals": False}  # fmt: skip
     args = argparse.Namespace(**{**fixed, **arguments}, opts=options(output, *opts))
     return main(args)
 
