@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
+import math
 import os
 import resource
 import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -35,6 +38,7 @@ __all__ = ["Trainer", "build_evaluator"]
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20  # that of the stock writers
+RESULTS_FILE = "results.json"
 EVALUATORS = {"coco": COCOEvaluator, "pascal_voc": PascalVOCDetectionEvaluator}
 
 
@@ -111,6 +115,21 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, output_folder)
 
     @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
+        """The stock evaluation, which also leaves ``OUTPUT_DIR/results.json``.
+
+        The file is of the latest evaluation: {data set: {task: {metric: value}}}, null for NaN.
+        """
+        results = super().test(cfg, model, evaluators)
+        names = cfg.DATASETS.TEST
+        if any(results.values()) and comm.is_main_process():
+            by_dataset = {names[0]: results} if len(names) == 1 else results
+            Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+            text = json.dumps(_without_nan(by_dataset), indent=2, allow_nan=False)
+            Path(cfg.OUTPUT_DIR, RESULTS_FILE).write_text(text + "\n")
+        return results
+
+    @classmethod
     def test_proposals(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
         """Evaluate the recall of what a detector proposes, see :class:`ProposalRecallEvaluator`.
 
@@ -119,7 +138,7 @@ class Trainer(DefaultTrainer):
             model: a detector with its weights, built from that config.
         """
         evaluators = [ProposalRecallEvaluator(name, cfg.OUTPUT_DIR) for name in cfg.DATASETS.TEST]
-        return cls.test(cfg, proposal_network(model), evaluators)
+        return super().test(cfg, proposal_network(model), evaluators)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
@@ -128,8 +147,15 @@ class Trainer(DefaultTrainer):
             cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA"))
             for name in cfg.DATASETS.TEST
         ]
-        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        results = super().test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return OrderedDict({f"{key}_TTA": value for key, value in results.items()})
+
+
+def _without_nan(value):
+    """Nested dicts with None for NaN, which json does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inside) for key, inside in value.items()}
+    return value if math.isfinite(value) else None
 
 
 @contextlib.contextmanager

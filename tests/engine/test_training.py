@@ -68,6 +68,9 @@ def test_a_run_leaves_checkpoints_metrics_events_and_ap(tiny, tmp_path):
     assert list(tmp_path.glob("events.out.tfevents.*"))
     again = run(tmp_path, "MODEL.WEIGHTS", tmp_path / "model_final.pth", eval_only=True)
     assert again["bbox"]["AP"] == pytest.approx(rows[-1]["bbox/AP"])
+    saved = json.loads((tmp_path / "results.json").read_text())["tiny"]["bbox"]
+    assert saved["AP-bar"] == again["bbox"]["AP-bar"]
+    assert saved["APl"] is None  # there are no large objects
 
 
 def test_a_killed_run_resumes_from_its_last_whole_checkpoint(train_tiny, tmp_path):
