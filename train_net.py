@@ -2,6 +2,7 @@
 """Trains and evaluates; the command line is that of detectron2's tools/train_net.py.
 
 ``--schedule alternating`` trains in the six steps of the paper (3.4) instead of end to end.
+``--eval-only --eval-proposals`` evaluates the proposals alone.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from hypernet_d2.engine import (
     train_alternating,
     write_results,
 )
+from hypernet_d2.evaluation import proposal_evaluation_cfg
 
 
 def main(args: argparse.Namespace):
@@ -27,7 +29,7 @@ def main(args: argparse.Namespace):
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="hypernet_d2")
     if args.eval_only:
-        return evaluate(cfg, args.resume)
+        return evaluate(cfg, args.resume, proposals=args.eval_proposals)
     if args.schedule == "alternating":
         results = evaluate(train_alternating(cfg, resume=args.resume), resume=False)
         write_results(cfg, results)
@@ -41,8 +43,13 @@ def main(args: argparse.Namespace):
     return trainer.train()
 
 
-def evaluate(cfg, resume: bool):
-    """Evaluate ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint of ``OUTPUT_DIR``."""
+def evaluate(cfg, resume: bool, proposals: bool = False):
+    """Evaluate ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint of ``OUTPUT_DIR``.
+
+    With ``proposals`` it is the recall of the model's proposals, not its detections' AP.
+    """
+    if proposals:
+        cfg = proposal_evaluation_cfg(cfg)
     model = Trainer.build_model(cfg)
     checkpointer = HyperNetCheckpointer(model, cfg.OUTPUT_DIR, strict=True)
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
@@ -51,6 +58,8 @@ def evaluate(cfg, resume: bool):
             f"with a checkpoint (it is {cfg.OUTPUT_DIR!r})"
         )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    if proposals:
+        return Trainer.test_proposals(cfg, model)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))
@@ -69,7 +78,14 @@ def cli() -> None:
         help="joint: end to end in one run; alternating: the six steps of the paper, each of "
         "SOLVER.MAX_ITER iterations",
     )
+    parser.add_argument(
+        "--eval-proposals",
+        action="store_true",
+        help="with --eval-only: recall of the proposals, by number, IoU and size of the objects",
+    )
     args = parser.parse_args()
+    if args.eval_proposals and not args.eval_only:
+        parser.error("--eval-proposals needs --eval-only")
     launch(
         main,
         args.num_gpus,

@@ -31,6 +31,7 @@ def __getattr__(name: str):
         "data",
         "deploy",
         "engine",
+        "evaluation",
         "layers",
         "model_zoo",
         "modeling",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
+import math
 import os
 import resource
 import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -32,7 +35,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data import NamedErrorDatasetMapper, PartDatasetMapper
-from ..evaluation import PartEvaluator
+from ..evaluation import PartEvaluator, ProposalRecallEvaluator, proposal_network
 from .checkpoint import HyperNetCheckpointer
 
 __all__ = ["Trainer", "build_evaluator"]
@@ -40,6 +43,7 @@ __all__ = ["Trainer", "build_evaluator"]
 logger = logging.getLogger(__name__)
 
 LOG_PERIOD = 20  # that of the stock writers
+RESULTS_FILE = "results.json"
 EVALUATORS = {"coco": COCOEvaluator, "pascal_voc": PascalVOCDetectionEvaluator}
 
 
@@ -136,14 +140,47 @@ class Trainer(DefaultTrainer):
         return build_evaluator(cfg, dataset_name, output_folder)
 
     @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
+        """The stock evaluation, which also leaves ``OUTPUT_DIR/results.json``.
+
+        The file is of the latest evaluation: {data set: {task: {metric: value}}}, null for NaN.
+        """
+        results = super().test(cfg, model, evaluators)
+        names = cfg.DATASETS.TEST
+        if any(results.values()) and comm.is_main_process():
+            by_dataset = {names[0]: results} if len(names) == 1 else results
+            Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+            text = json.dumps(_without_nan(by_dataset), indent=2, allow_nan=False)
+            Path(cfg.OUTPUT_DIR, RESULTS_FILE).write_text(text + "\n")
+        return results
+
+    @classmethod
+    def test_proposals(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
+        """Evaluate the recall of what a detector proposes, see :class:`ProposalRecallEvaluator`.
+
+        Args:
+            cfg: see :func:`hypernet_d2.evaluation.proposal_evaluation_cfg`.
+            model: a detector with its weights, built from that config.
+        """
+        evaluators = [ProposalRecallEvaluator(name, cfg.OUTPUT_DIR) for name in cfg.DATASETS.TEST]
+        return super().test(cfg, proposal_network(model), evaluators)
+
+    @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
         """Evaluate with the stock test-time augmentation; the keys end in ``_TTA``."""
         evaluators = [
             cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA"))
             for name in cfg.DATASETS.TEST
         ]
-        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        results = super().test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return OrderedDict({f"{key}_TTA": value for key, value in results.items()})
+
+
+def _without_nan(value):
+    """Nested dicts with None for NaN, which json does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inside) for key, inside in value.items()}
+    return value if math.isfinite(value) else None
 
 
 @contextlib.contextmanager

@@ -1,9 +1,17 @@
-"""Evaluators and pictures of what a model finds."""
+"""Evaluators of proposals and parts, and pictures of what a model finds."""
 
 from .. import _detectron2  # noqa: F401
 
 # isort: split
 from .part_evaluation import PartEvaluator
 from .part_pictures import draw_parts
+from .proposal_network import proposal_evaluation_cfg, proposal_network
+from .proposal_recall import ProposalRecallEvaluator
 
-__all__ = ["PartEvaluator", "draw_parts"]
+__all__ = [
+    "PartEvaluator",
+    "ProposalRecallEvaluator",
+    "draw_parts",
+    "proposal_evaluation_cfg",
+    "proposal_network",
+]

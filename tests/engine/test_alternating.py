@@ -44,7 +44,7 @@ def train(output, *opts, **arguments):
     """What ``train_net.py --schedule alternating`` does in one process."""
     main = runpy.run_path(str(ROOT / "train_net.py"))["main"]
     fixed = {"config_file": CONFIG, "resume": False, "eval_only": False, "num_gpus": 1,
-             "schedule": "alternating"}  # fmt: skip
+             "schedule": "alternating", "eval_proposals": False}  # fmt: skip
     words = [str(word) for word in options(output, *opts)]
     return main(argparse.Namespace(**{**fixed, **arguments}, opts=words))
 

@@ -50,7 +50,7 @@ def run(output, *opts, **arguments):
     """What train_net.py does in one process with these arguments."""
     main = runpy.run_path(str(ROOT / "train_net.py"))["main"]
     fixed = {"config_file": CONFIG, "resume": False, "eval_only": False, "num_gpus": 1,
-             "schedule": "joint"}  # fmt: skip
+             "schedule": "joint", "eval_proposals": False}  # fmt: skip
     args = argparse.Namespace(**{**fixed, **arguments}, opts=options(output, *opts))
     return main(args)
 
@@ -68,6 +68,9 @@ def test_a_run_leaves_checkpoints_metrics_events_and_ap(tiny, tmp_path):
     assert list(tmp_path.glob("events.out.tfevents.*"))
     again = run(tmp_path, "MODEL.WEIGHTS", tmp_path / "model_final.pth", eval_only=True)
     assert again["bbox"]["AP"] == pytest.approx(rows[-1]["bbox/AP"])
+    saved = json.loads((tmp_path / "results.json").read_text())["tiny"]["bbox"]
+    assert saved["AP-bar"] == again["bbox"]["AP-bar"]
+    assert saved["APl"] is None  # there are no large objects
 
 
 def test_a_killed_run_resumes_from_its_last_whole_checkpoint(train_tiny, tmp_path):
