@@ -2,6 +2,7 @@
 
 from .. import _detectron2  # noqa: F401
 from .alexnet import AlexNet, build_alexnet_backbone
+from .exportable import ExportableDetector
 from .hyper_backbone import HyperBackbone, build_hyper_backbone
 from .hypernet_box_head import HyperNetBoxHead
 from .hypernet_proposals import HyperNetProposals
@@ -11,6 +12,7 @@ from .vgg import VGG, build_vgg_backbone
 __all__ = [
     "VGG",
     "AlexNet",
+    "ExportableDetector",
     "HyperBackbone",
     "HyperNetBoxHead",
     "HyperNetProposals",
