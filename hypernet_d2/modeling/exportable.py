@@ -133,11 +133,12 @@ class ExportableDetector(nn.Module):
 
 def _check(model: nn.Module) -> None:
     parts = {
-        "MODEL.META_ARCHITECTURE": (model, GeneralizedRCNN),
-        "MODEL.PROPOSAL_GENERATOR.NAME": (model.proposal_generator, HyperNetProposals),
-        "MODEL.ROI_HEADS.NAME": (model.roi_heads, HyperNetROIHeads),
+        "MODEL.META_ARCHITECTURE": ("", GeneralizedRCNN),
+        "MODEL.PROPOSAL_GENERATOR.NAME": ("proposal_generator", HyperNetProposals),
+        "MODEL.ROI_HEADS.NAME": ("roi_heads", HyperNetROIHeads),
     }
-    for key, (part, expected) in parts.items():
+    for key, (name, expected) in parts.items():
+        part = getattr(model, name) if name else model
         if type(part) is not expected:
             raise ValueError(
                 f"{key} is {type(part).__name__}; only {expected.__name__} can be exported"
