@@ -142,7 +142,7 @@ def test_detections_are_those_of_detectron2(
     assert all(int(line.split()[1]) > 2 for line in counts), counts
     (file,) = tmp_path.iterdir()
     info = Detector(file).info
-    assert info.classes == ("WBC", "RBC", "Platelets")
+    assert info.classes == ("RBC", "WBC", "Platelets")
     assert (info.canvas, info.min_size, info.max_size) == ((64, 80), 64, 96)
     assert b"/tests/" not in file.read_bytes() and b"site-packages" not in file.read_bytes()
 
