@@ -1,1 +1,11 @@
-"""Runs exported models; imports neither detectron2 nor the training code."""
+"""Runs exported models on onnxruntime or PyTorch; imports neither detectron2 nor the training code.
+
+Files come from ``tools/export_model.py``. ``python -m hypernet_d2.deploy MODEL IMAGE --output OUT``
+draws what a model detects.
+"""
+
+from .detector import Detections, Detector, Stages
+from .images import draw_detections, read_image
+from .metadata import ModelInfo
+
+__all__ = ["Detections", "Detector", "ModelInfo", "Stages", "draw_detections", "read_image"]

@@ -2,6 +2,7 @@
 
 from .. import _detectron2  # noqa: F401
 from .alexnet import AlexNet, build_alexnet_backbone
+from .exportable import ExportableDetector
 from .hyper_backbone import HyperBackbone, build_hyper_backbone
 from .hypercolumn_keypoint_head import HypercolumnKeypointHead
 from .hypercolumn_mask_head import HypercolumnMaskHead
@@ -15,6 +16,7 @@ from .vgg import VGG, build_vgg_backbone
 __all__ = [
     "VGG",
     "AlexNet",
+    "ExportableDetector",
     "HyperBackbone",
     "HypercolumnKeypointHead",
     "HypercolumnMaskHead",

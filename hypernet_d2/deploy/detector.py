@@ -1,0 +1,177 @@
+"""Detection with an exported model."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .images import fit_size, read_image, resize
+from .metadata import OUTPUTS
+
+__all__ = ["Detections", "Detector", "Stages"]
+
+
+class Detections(NamedTuple):
+    """Objects in an image, best first."""
+
+    boxes: np.ndarray  # (n, 4) float32, x1 y1 x2 y2 in pixels of the image
+    scores: np.ndarray  # (n,) float32, in (0, 1]
+    classes: np.ndarray  # (n,) int64, indices into Detector.info.classes
+
+
+class Stages(NamedTuple):
+    """What a model finds on its way to the detections. Boxes are in pixels of the image."""
+
+    detections: Detections
+    proposals: np.ndarray  # (k, 4) float32, best first
+    objectness: np.ndarray  # (k,) float32, logits
+    windows: np.ndarray  # (k, 4) float32, the windows of the grid that became these proposals
+    feature: np.ndarray  # (C, h, w) float32, the hyper feature
+
+
+class Detector:
+    """Detects with a file of ``tools/export_model.py``, on the CPU.
+
+    An image is resized as detectron2's ``DefaultPredictor`` does it, and made smaller still where
+    it does not fit the model's canvas (``info.canvas``). A detector may be called from several
+    threads at a time.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, threads: int | None = None):
+        """
+        Args:
+            path: of an ONNX file, which onnxruntime runs, or of an archive of torch.export, which
+                PyTorch runs; the content decides, not the name.
+            threads: of onnxruntime, for one call; None for as many as there are cores. PyTorch has
+                one number for the whole process, ``torch.set_num_threads``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ImportError: what runs the file is not installed.
+            ValueError: the file is no exported model, or is one that could run code.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such model file")
+        if zipfile.is_zipfile(path):
+            from .torch_runner import TorchRunner
+
+            self._run = TorchRunner(path)
+        else:
+            from .onnx_runner import OnnxRunner
+
+            self._run = OnnxRunner(path, threads)
+        self.info = self._run.info
+
+    def __call__(
+        self,
+        image: np.ndarray | str | os.PathLike,
+        *,
+        score_threshold: float | None = None,
+        num_proposals: int | None = None,
+    ) -> Detections:
+        """Detect in one image.
+
+        Args:
+            image: (H, W, 3) uint8, BGR as OpenCV reads it, or the path of an image file.
+            score_threshold: least score of a detection; not below the file's own
+                (``info.score_threshold``), which is the default.
+            num_proposals: how many of the best proposals are looked at; from 1 to
+                ``info.max_proposals``, which is the default.
+
+        Raises:
+            FileNotFoundError: there is no such image file.
+            ValueError: not an image, or a number out of its range.
+        """
+        image, threshold, count = self._check(image, score_threshold, num_proposals)
+        canvas, size = self._prepare(image)
+        outputs = self._run(canvas, *_as_inputs(size, count), OUTPUTS[:3])
+        return _postprocess(*outputs, size, image.shape[:2], threshold)
+
+    def stages(
+        self,
+        image: np.ndarray | str | os.PathLike,
+        *,
+        score_threshold: float | None = None,
+        num_proposals: int | None = None,
+    ) -> Stages:
+        """As `__call__`, with what the model found on its way."""
+        image, threshold, count = self._check(image, score_threshold, num_proposals)
+        canvas, size = self._prepare(image)
+        outputs = self._run(canvas, *_as_inputs(size, count), OUTPUTS)
+        proposals, objectness, windows, feature = outputs[3:]
+        exist = np.isfinite(objectness)
+        scale = _scale(size, image.shape[:2])
+        h, w = (-(-side // self.info.feature_stride) for side in size)
+        return Stages(
+            _postprocess(*outputs[:3], size, image.shape[:2], threshold),
+            proposals[exist] * scale,
+            objectness[exist],
+            windows[exist] * scale,
+            feature[:, :h, :w],
+        )
+
+    def _check(
+        self,
+        image: np.ndarray | str | os.PathLike,
+        score_threshold: float | None,
+        num_proposals: int | None,
+    ) -> tuple[np.ndarray, float, int]:
+        if isinstance(image, (str, os.PathLike)):
+            image = read_image(image)
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(
+                f"image: expected uint8 of shape (H, W, 3), got {image.dtype} of {image.shape}"
+            )
+        least, most = self.info.score_threshold, self.info.max_proposals
+        threshold = least if score_threshold is None else score_threshold
+        if not least <= threshold <= 1:
+            raise ValueError(
+                f"score_threshold is {score_threshold}; expected {least} (below which this model "
+                "was exported to detect nothing) to 1"
+            )
+        count = most if num_proposals is None else num_proposals
+        if not 1 <= count <= most:
+            raise ValueError(f"num_proposals is {num_proposals}; expected 1 to {most}")
+        return image, threshold, count
+
+    def _prepare(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """The canvas with the resized image at its top left, and the image's size on it."""
+        info = self.info
+        size = fit_size(image.shape[:2], info.min_size, info.max_size, info.canvas)
+        canvas = np.zeros((*info.canvas, 3), np.uint8)
+        # Channels are exchanged before, as the resizing works on each alone.
+        ordered = image if info.input_format == "BGR" else image[:, :, ::-1]
+        canvas[: size[0], : size[1]] = resize(ordered, size)
+        return canvas, size
+
+
+def _as_inputs(size: tuple[int, int], num_proposals: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(size, np.int64), np.array(num_proposals, np.int64)
+
+
+def _scale(size: tuple[int, int], original: tuple[int, int]) -> np.ndarray:
+    """Factors (4,) from pixels of the canvas to pixels of the image."""
+    y, x = (float(after) / before for before, after in zip(size, original, strict=True))
+    return np.array([x, y, x, y], np.float32)
+
+
+def _postprocess(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    classes: np.ndarray,
+    size: tuple[int, int],
+    original: tuple[int, int],
+    threshold: float,
+) -> Detections:
+    """What detectron2's ``detector_postprocess`` does, and the threshold."""
+    height, width = original
+    boxes = (boxes * _scale(size, original)).clip(0, [width, height, width, height])
+    boxes = boxes.astype(np.float32)
+    kept = (scores > threshold) & (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
+    return Detections(boxes[kept], scores[kept], classes[kept])

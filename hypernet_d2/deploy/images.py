@@ -1,0 +1,120 @@
+"""Reading, resizing and drawing on images, with Pillow alone."""
+
+from __future__ import annotations
+
+import colorsys
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+__all__ = ["draw_detections", "fit_size", "read_image", "resize"]
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Read an image as it is shown, that is after the rotation that its Exif data asks for.
+
+    Returns:
+        (H, W, 3) uint8, BGR.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read as an image; the file is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such image")
+    try:
+        with Image.open(path) as image:
+            rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be read as an image: {error}") from error
+    return rgb[:, :, ::-1]
+
+
+def fit_size(
+    size: tuple[int, int], min_size: int, max_size: int, canvas: tuple[int, int]
+) -> tuple[int, int]:
+    """Height and width to which detectron2's ``ResizeShortestEdge`` brings an image.
+
+    Args:
+        size, canvas: (height, width) of the image and of what the network takes; an image that
+            would be larger than the canvas is made smaller until it fits.
+        min_size: of the short side, 0 for an image that keeps its size.
+        max_size: of the long side.
+
+    Returns:
+        (height, width), both at least 1.
+    """
+    sides = [float(side) for side in size]
+    if min_size:
+        short = min(size)
+        # The short side becomes whole by itself, whatever the factor is rounded to.
+        sides = [min_size if side == short else min_size / short * side for side in size]
+        if max(sides) > max_size:
+            factor = max_size / max(sides)
+            sides = [side * factor for side in sides]
+    factor = min(limit / side for limit, side in zip(canvas, sides, strict=True))
+    if factor < 1:
+        sides = [side * factor for side in sides]
+    height, width = (max(1, int(side + 0.5)) for side in sides)
+    return height, width
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 to height and width `size`, as detectron2 resizes at test time."""
+    if image.shape[:2] == size:
+        return image
+    resized = Image.fromarray(np.ascontiguousarray(image)).resize(
+        size[::-1], Image.Resampling.BILINEAR
+    )
+    return np.asarray(resized)
+
+
+def draw_detections(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[str],
+    colours: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Draw labelled boxes.
+
+    Args:
+        image: (H, W, 3) uint8; RGB or BGR, as the result is.
+        boxes: (n, 4), x1 y1 x2 y2 in pixels.
+        labels: n texts, "" for none.
+        colours: n numbers; equal numbers give equal colours. None: one colour for all.
+
+    Returns:
+        (H, W, 3) uint8, a copy.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    draw = ImageDraw.Draw(picture)
+    short = min(image.shape[:2])
+    font = ImageFont.load_default(max(10, short // 28))
+    width = max(1, short // 250)
+    colours = [0] * len(boxes) if colours is None else colours
+    for box, label, number in zip(boxes.tolist(), labels, colours, strict=True):
+        colour = _colour(int(number))
+        draw.rectangle(box, outline=colour, width=width)
+        if label:
+            _draw_label(draw, box, label, colour, font, image.shape[:2])
+    return np.asarray(picture)
+
+
+def _draw_label(draw, box, label, colour, font, size) -> None:
+    left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
+    w, h = right + 2, bottom + 2
+    x = max(0, min(box[0], size[1] - w))
+    # Above the box; where there is no room, below it; else inside.
+    y = box[1] - h if box[1] >= h else (box[3] if box[3] + h <= size[0] else box[1])
+    draw.rectangle((x, y, x + w, y + h), fill=colour)
+    draw.text((x + 1, y), label, fill=(0, 0, 0), font=font)
+
+
+def _colour(number: int) -> tuple[int, int, int]:
+    # The golden ratio keeps neighbours apart, however many there are.
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.65, 1.0)
+    return int(255 * red), int(255 * green), int(255 * blue)

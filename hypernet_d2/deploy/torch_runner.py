@@ -1,0 +1,139 @@
+"""Runs an archive of torch.export with PyTorch and torchvision.
+
+PyTorch reads such archives with ``pickle``, ``eval`` and operators looked up by name, so that a
+file can be made that runs code when it is loaded. `check_archive` lets through only what an
+exported detector consists of: tensors as raw bytes, and a graph of PyTorch's and torchvision's own
+operators on shapes that are plain numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .metadata import KEY, OUTPUTS, ModelInfo
+
+__all__ = ["TorchRunner", "check_archive"]
+
+_OPERATOR = re.compile(
+    r"torch\.ops\.aten\.(?!(from_file|save|load)\b)\w+\.\w+"
+    r"|torch\.ops\.torchvision\.(nms|roi_align|roi_pool)\.default"
+    r"|torch\.ops\.higher_order\.wrap_with_autocast"
+    r"|_operator\.(getitem|add|sub|mul|floordiv|eq|ne|le|lt|ge|gt|neg|pos)"
+)
+# Shapes, as SymPy writes them, and the few words that operators take: no dots, hence no attributes.
+_PLAIN = {
+    "expr_str": re.compile(
+        r"(Symbol|Integer|Add|Mul|Pow|Max|Min|Equality|Unequality|(Strict)?(Greater|Less)Than"
+        r"|integer|positive|nonnegative|True|False|'[us]\d+'|-?\d+|[(),= ])*"
+    ),
+    "as_string": re.compile(r"[\w '<>=]*"),
+    "target": _OPERATOR,
+    "as_operator": _OPERATOR,
+}
+_MEMBER = re.compile(
+    r"models/model\.json"
+    r"|data/(weights|constants)/(model_\w+_config\.json|weight_\d+|tensor_\d+)"
+    r"|data/sample_inputs/model\.pt"
+    r"|extra/" + re.escape(KEY) + r"|archive_format|archive_version|byteorder|\.data/\w+"
+)
+
+
+class TorchRunner:
+    """Calls may come from several threads at a time."""
+
+    def __init__(self, path: Path):
+        """
+        Args:
+            path: of a zip archive.
+
+        Raises:
+            ImportError: PyTorch or torchvision is not installed.
+            ValueError: not an archive of tools/export_model.py, one that could run code, or one
+                that this PyTorch cannot read.
+        """
+        # What is checked is what is loaded, whatever happens to the file meanwhile.
+        content = path.read_bytes()
+        text = check_archive(content, path)
+        try:
+            import torch
+            import torchvision  # noqa: F401  (registers the operators nms, roi_align and roi_pool)
+        except ImportError as error:
+            raise ImportError(
+                f"{path} is an archive of torch.export, which PyTorch runs with torchvision, and "
+                "one of them is not installed: pip install torch torchvision"
+            ) from error
+        self.info = ModelInfo.from_json(text, str(path))
+        self._torch = torch
+        try:
+            self._program = torch.export.load(io.BytesIO(content)).module()
+        except Exception as error:  # of many kinds, for what another version of PyTorch wrote
+            raise ValueError(
+                f"{path}: PyTorch {torch.__version__} cannot read this archive ({error}); export "
+                "it with this version, or export to ONNX, which depends on no version"
+            ) from error
+
+    def __call__(
+        self, image: np.ndarray, size: np.ndarray, num_proposals: np.ndarray, names: Sequence[str]
+    ) -> list[np.ndarray]:
+        """The outputs `names` of the graph."""
+        inputs = (self._torch.from_numpy(x) for x in (image, size, num_proposals))
+        with self._torch.no_grad():
+            outputs = dict(zip(OUTPUTS, self._program(*inputs), strict=True))
+        return [outputs[name].numpy() for name in names]
+
+
+def check_archive(content: bytes, path: Path) -> str:
+    """Refuse an archive that is not of tools/export_model.py or could run code.
+
+    Returns:
+        The metadata, as json.
+
+    Raises:
+        ValueError: with the part that is out of place.
+    """
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(content))
+        members = {name.partition("/")[2]: name for name in archive.namelist()}
+        if "data.pkl" in members:
+            raise ValueError("is a checkpoint; tools/export_model.py makes a model of it")
+        for member in members:
+            if not _MEMBER.fullmatch(member):
+                raise ValueError(f"holds {member!r}, which no exported model has")
+        if f"extra/{KEY}" not in members:
+            raise ValueError(f"has no metadata {KEY}: it is not of tools/export_model.py")
+        text = archive.read(members[f"extra/{KEY}"]).decode()
+        if archive.read(members["data/sample_inputs/model.pt"]):
+            raise ValueError("holds sample inputs, which PyTorch would unpickle")
+        for part in ("weights", "constants"):
+            config = json.loads(archive.read(members[f"data/{part}/model_{part}_config.json"]))
+            for name, payload in config["config"].items():
+                if payload["use_pickle"] or not payload["tensor_meta"]:
+                    raise ValueError(f"holds {name!r} as a pickle")
+        model = json.loads(archive.read(members["models/model.json"]))
+        if model["guards_code"]:
+            raise ValueError("holds guards, which PyTorch would compile")
+        for key, value in _entries(model):
+            if key in _PLAIN and not _PLAIN[key].fullmatch(value):
+                raise ValueError(f"has {value!r} as {key!r}, which no detector needs")
+    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: refused, as it {error}") from error
+    return text
+
+
+def _entries(tree: object) -> Iterator[tuple[str, str]]:
+    """Every key of every dictionary in a tree of json whose value is a text."""
+    stack = [tree]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            yield from ((key, value) for key, value in node.items() if isinstance(value, str))
+            stack.extend(node.values())
+        elif isinstance(node, list):
+            stack.extend(node)

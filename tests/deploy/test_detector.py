@@ -1,0 +1,349 @@
+"""hypernet_d2.deploy on small graphs made here: sizes, thresholds, threads, and bad input."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import textwrap
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hypernet_d2.deploy import Detector, ModelInfo, read_image
+from hypernet_d2.deploy.__main__ import main
+from hypernet_d2.deploy.images import draw_detections, fit_size
+from hypernet_d2.deploy.torch_runner import check_archive
+
+from . import toy
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    """The toy in the formats that can be written here."""
+    folder = tmp_path_factory.mktemp("toy")
+    found = {"torch_export": toy.write_torch(folder / "toy.pt2")}
+    try:
+        found["onnx"] = toy.write_onnx(folder / "toy.onnx")
+    except ImportError:
+        pass
+    return found
+
+
+@pytest.fixture(params=["onnx", "torch_export"])
+def file(request, files) -> Path:
+    if request.param == "onnx":
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(name)
+    return files[request.param]
+
+
+@pytest.fixture
+def detector(file) -> Detector:
+    return Detector(file, threads=1)
+
+
+def image_of(height: int, width: int, red: int = 128) -> np.ndarray:
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, :, 2] = red  # BGR, and the toy looks at the first channel of RGB
+    return image
+
+
+def test_boxes_are_in_pixels_of_the_image_and_channels_in_the_models_order(detector):
+    found = detector(image_of(96, 128))
+    assert [x.dtype for x in found] == [np.float32, np.float32, np.int64]
+    np.testing.assert_allclose(found.boxes, [[0, 0, 128, 96], [0, 0, 64, 48]], atol=1e-4)
+    np.testing.assert_allclose(found.scores, [128 / 255, 0.15], atol=1e-6)
+    assert found.classes.tolist() == [1, 0]
+
+
+def test_an_image_that_does_not_fit_the_canvas_is_made_smaller(detector):
+    found = detector(image_of(200, 50))  # the short side at 48 pixels would make it 192 high
+    np.testing.assert_allclose(found.boxes[0], [0, 0, 50, 200], atol=1e-4)
+    np.testing.assert_allclose(found.scores[0], 128 / 255, atol=1e-6)
+
+
+def test_threshold_and_number_of_proposals(detector):
+    image = image_of(96, 128)
+    assert len(detector(image, score_threshold=0.2).scores) == 1
+    assert len(detector(image, num_proposals=1).scores) == 1
+    stages = detector.stages(image, num_proposals=3)
+    assert stages.proposals.shape == stages.windows.shape == (3, 4)
+    np.testing.assert_allclose(stages.proposals[1], [64, 0, 128, 48], atol=1e-4)
+    assert stages.objectness.tolist() == [0, -1, -2]
+    assert stages.feature.shape == (3, 12, 16)
+    assert len(detector.stages(image_of(10, 64)).feature[0]) == 3  # cells of the image alone
+    for name, value in (
+        ("score_threshold", 0.05),
+        ("score_threshold", 1.5),
+        ("num_proposals", 0),
+        ("num_proposals", 5),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is {value}; expected"):
+            detector(image, **{name: value})
+
+
+def test_eight_threads_find_what_one_does(detector):
+    images = [image_of(40 + i, 64, red=8 * i + 40) for i in range(16)] * 4
+    alone = [detector(image) for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(detector, images))
+    for a, b in zip(alone, together, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_an_image_may_be_a_path_and_is_turned_as_its_exif_data_says(detector, tmp_path):
+    rgb = np.zeros((48, 64, 3), np.uint8)
+    rgb[:, :32, 0] = 255  # red on the left half
+    exif = Image.Exif()
+    exif[274] = 6  # shown after a quarter turn clockwise: red above
+    Image.fromarray(rgb).save(tmp_path / "turned.png", exif=exif)
+    image = read_image(tmp_path / "turned.png")
+    assert image.shape == (64, 48, 3)
+    assert image[0, 0].tolist() == [0, 0, 255] and image[-1, 0].tolist() == [0, 0, 0]
+    found = detector(tmp_path / "turned.png")
+    np.testing.assert_array_equal(found.boxes, detector(image).boxes)
+    np.testing.assert_allclose(found.boxes[0], [0, 0, 48, 64], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+    ids=["grey", "alpha", "float", "empty"],
+)
+def test_an_array_that_is_no_image_is_refused(detector, image):
+    with pytest.raises(ValueError, match=r"expected uint8 of shape \(H, W, 3\), got"):
+        detector(image)
+
+
+def test_an_unreadable_image_is_named(detector, tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.png: no such image"):
+        detector(tmp_path / "none.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    with pytest.raises(ValueError, match="broken.png: cannot be read as an image"):
+        detector(tmp_path / "broken.png")
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("size", [(480, 640), (641, 427), (100, 100), (33, 1001), (720, 31)])
+def test_sizes_are_those_of_detectron2(size):
+    from detectron2.data.transforms import ResizeShortestEdge
+
+    expected = ResizeShortestEdge.get_output_shape(*size, 240, 400)
+    assert fit_size(size, 240, 400, (400, 400)) == expected
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (1, 1), (3000, 4000)])
+def test_sizes_fit_the_canvas_and_are_at_least_one_pixel(size):
+    for least in (0, 240):
+        height, width = fit_size(size, least, 400, (240, 320))
+        assert 1 <= height <= 240 and 1 <= width <= 320
+
+
+# Files
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.onnx: no such model file"):
+        Detector(tmp_path / "none.onnx")
+    torch.save({"model": {}}, tmp_path / "model_final.pth")
+    with pytest.raises(ValueError, match="model_final.pth: refused, as it is a checkpoint"):
+        Detector(tmp_path / "model_final.pth")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("photos/1.txt", "")
+    with pytest.raises(ValueError, match="photos.zip: refused, as it holds '1.txt'"):
+        Detector(tmp_path / "photos.zip")
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(ValueError, match="text.onnx: expected a model of tools/export_model.py"):
+        Detector(tmp_path / "text.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "is of format version 2"),
+        ({"input_format": "YUV"}, "input_format is 'YUV'"),
+        ({"more": 1}, "expected the metadata"),
+        ({"canvas": [1]}, "cannot be read"),
+    ],
+)
+def test_metadata_is_checked(change, message):
+    values = {**json.loads(toy.INFO.to_json()), **change}
+    with pytest.raises(ValueError, match=message) as caught:
+        ModelInfo.from_json(json.dumps(values), "a.onnx")
+    assert str(caught.value).startswith("a.onnx: ")
+
+
+def test_metadata_survives_the_file(detector):
+    assert detector.info == toy.INFO
+
+
+def test_an_onnx_file_of_another_tool_is_refused(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    copy = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "other", [value], [copy])
+    opset = onnx.helper.make_opsetid("", 20)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "o")
+    with pytest.raises(ValueError, match="not of tools/export_model.py: it has no metadata"):
+        Detector(tmp_path / "o")
+
+
+class _Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('the file ran code')",)
+
+
+def _rewrite(path: Path, to: Path, member: str, change) -> Path:
+    """A copy of an archive with one member changed, or added where it is not there."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(to, "w") as target:
+        folder = source.namelist()[0].partition("/")[0]
+        names = dict.fromkeys([*source.namelist(), f"{folder}/{member}"])
+        for name in names:
+            content = source.read(name) if name in source.namelist() else b""
+            if name == f"{folder}/{member}":
+                content = change(content)
+            target.writestr(name, content)
+    return to
+
+
+def _graph(change):
+    """A change of the graph's json from a change of its first node."""
+
+    def apply(content: bytes) -> bytes:
+        model = json.loads(content)
+        change(model)
+        return json.dumps(model).encode()
+
+    return apply
+
+
+def _set_target(name: str):
+    return _graph(lambda m: m["graph_module"]["graph"]["nodes"][0].update(target=name))
+
+
+@pytest.mark.parametrize(
+    ("member", "change", "message"),
+    [
+        ("data/sample_inputs/model.pt", lambda _: pickle.dumps(_Bomb()), "unpickle"),
+        ("data/constants/custom_obj_0", lambda _: pickle.dumps(_Bomb()), "custom_obj_0"),
+        ("data/aotinductor/model/model.so", lambda _: b"\x7fELF", "model.so"),
+        ("models/model.json", _set_target("torch.hub.load"), "torch.hub.load"),
+        ("models/model.json", _set_target("torch.ops.aten.from_file.default"), "from_file"),
+        ("models/model.json", _graph(lambda m: m.update(guards_code=["f()"])), "guards"),
+        (
+            "models/model.json",
+            _graph(lambda m: m.update(x={"expr_str": "().__class__.__base__"})),
+            "__class__",
+        ),
+        (
+            "data/weights/model_weights_config.json",
+            lambda c: json.dumps(
+                {"config": {"w": {"use_pickle": True, "tensor_meta": None}}}
+            ).encode(),
+            "'w' as a pickle",
+        ),
+    ],
+    ids=[
+        "inputs", "object", "library", "function", "file", "guard", "shape", "weights",
+    ],
+)  # fmt: skip
+def test_an_archive_that_could_run_code_is_refused(files, tmp_path, member, change, message):
+    path = _rewrite(files["torch_export"], tmp_path / "changed.pt2", member, change)
+    with pytest.raises(ValueError, match=f"changed.pt2: refused, as it .*{message}"):
+        Detector(path)
+
+
+def test_an_archive_that_was_only_copied_is_let_through(files, tmp_path):
+    path = _rewrite(files["torch_export"], tmp_path / "copy.pt2", "byteorder", bytes)
+    assert json.loads(check_archive(path.read_bytes(), path))["config"] == "toy.yaml"
+
+
+# The command line, and what it needs
+
+
+def test_command_line_prints_and_draws(file, tmp_path, capsys):
+    Image.fromarray(image_of(96, 128)[:, :, ::-1]).save(tmp_path / "in.png")
+    output = tmp_path / "new" / "out.png"
+    assert main([str(file), str(tmp_path / "in.png"), "--output", str(output)]) == 0
+    assert capsys.readouterr().out == "bright 0.502 0.0 0.0 128.0 96.0\n"
+    drawn = np.asarray(Image.open(output))
+    assert drawn.shape == (96, 128, 3)
+    assert (drawn != image_of(96, 128)[:, :, ::-1]).any()
+    assert main([str(file), str(tmp_path / "in.png"), "--threshold", "0.12"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_command_line_names_what_is_wrong(file, tmp_path, capsys):
+    assert main([str(file), str(tmp_path / "none.png")]) == 2
+    assert "none.png: no such image" in capsys.readouterr().err
+    assert main([str(tmp_path / "none.onnx"), "x"]) == 2
+    assert "none.onnx: no such model file" in capsys.readouterr().err
+
+
+def test_labels_stay_on_the_picture():
+    image = np.full((60, 80, 3), 255, np.uint8)
+    boxes = np.array([[70.0, 0, 79, 10], [0, 0, 79, 59], [0, 50, 5, 59]])
+    drawn = draw_detections(image, boxes, ["first", "second", ""], [0, 1, 2])
+    assert drawn.shape == image.shape and (image == 255).all()
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 4
+
+
+def _run_alone(code: str, *hidden: str) -> str:
+    """Run code in a fresh Python in which the modules `hidden` cannot be imported."""
+    hide = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in hidden)
+    done = subprocess.run(
+        [sys.executable, "-c", hide + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_onnx_needs_neither_torch_nor_opencv(files):
+    pytest.importorskip("onnxruntime")
+    if "onnx" not in files:
+        pytest.skip("no onnxscript to write an ONNX file with")
+    code = f"""
+        import numpy as np
+        from hypernet_d2.deploy import Detector
+        found = Detector({str(files["onnx"])!r})(np.zeros((48, 64, 3), np.uint8))
+        print(found.scores.tolist())
+    """
+    hidden = ("detectron2", "torch", "torchvision", "cv2", "matplotlib", "onnx", "fvcore")
+    (score,) = json.loads(_run_alone(code, *hidden))
+    assert score == pytest.approx(0.15)
+
+
+def test_what_runs_the_file_is_named_where_it_is_missing(files, tmp_path):
+    (tmp_path / "any.onnx").write_text("")
+    for path, hidden in ((tmp_path / "any.onnx", "onnxruntime"), (files["torch_export"], "torch")):
+        code = f"""
+            from hypernet_d2.deploy import Detector
+            try:
+                Detector({str(path)!r})
+            except ImportError as error:
+                print(error)
+        """
+        told = _run_alone(code, "detectron2", hidden)
+        assert str(path) in told and f"pip install {hidden}" in told
