@@ -113,7 +113,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The stock model. On a CPU its kernels are stored channels last, the faster layout there."""
+        """The stock model; on a CPU its kernels lie channels last, the faster layout there."""
         model = super().build_model(cfg)
         if cfg.MODEL.DEVICE == "cpu":
             model.to(memory_format=torch.channels_last)

@@ -28,8 +28,9 @@ def build_norm(name: str, channels: int) -> nn.Module:
     """Normalisation of one branch: "LRN" (the paper), "BN", "GN" or "none".
 
     LRN has AlexNet's constants (5 channels, alpha 1e-4, beta 0.75, k 2), since the paper gives
-    none. BN is batch normalisation, for trunks trained from random weights. GN has at most 6 groups, fewer where they do not divide ``channels``; its statistics run
-    over the whole padded map, so that the padding of a batch has a small effect on its images.
+    none. BN is batch normalisation, for trunks trained from random weights. GN has at most 6
+    groups, fewer where they do not divide ``channels``; its statistics run over the whole padded
+    map, so that the padding of a batch has a small effect on its images.
 
     Raises:
         ValueError: for another name.
