@@ -1,4 +1,4 @@
-"""Registers ``bccd_train|val|test`` and ``digits_train|val``; imported for that effect.
+"""Registers ``bccd_*``, ``digits_*`` and ``coco_sample``; imported for that effect.
 
 Only the catalogs are touched here. Files are found, read and (digits) generated on first use.
 """
@@ -11,6 +11,9 @@ from detectron2.data.datasets import load_coco_json
 from . import bccd, digits
 from .paths import datasets_root
 
+# A few photographs with persons, masks and keypoints in COCO's format, to try heads on.
+COCO_SAMPLE_JSON = "annotations/person_keypoints_sample.json"
+
 
 def _load_bccd(name: str, split: str) -> list[dict]:
     _replace(name, dirname=str(datasets_root() / "BCCD"))
@@ -22,6 +25,13 @@ def _load_digits(name: str, split: str) -> list[dict]:
     json_file, image_root = str(folder / digits.JSON_NAME), str(folder)
     _replace(name, json_file=json_file, image_root=image_root)
     return load_coco_json(json_file, image_root, name, extra_annotation_keys=["parts"])
+
+
+def _load_coco_sample(name: str) -> list[dict]:
+    root = datasets_root() / "coco_sample"
+    json_file, image_root = str(root / COCO_SAMPLE_JSON), str(root / "images")
+    _replace(name, json_file=json_file, image_root=image_root)
+    return load_coco_json(json_file, image_root, name)
 
 
 def _replace(name: str, **values: str) -> None:
@@ -59,6 +69,14 @@ def register_builtin() -> None:
             keypoint_connection_rules=list(digits.KEYPOINT_CONNECTIONS),
             part_names=list(digits.PARTS),
         )
+    persons = MetadataCatalog.get("keypoints_coco_2017_val")
+    keypoints = ("keypoint_names", "keypoint_flip_map", "keypoint_connection_rules")
+    _register(
+        "coco_sample",
+        lambda: _load_coco_sample("coco_sample"),
+        thing_classes=["person"],
+        **{key: persons.get(key) for key in keypoints},
+    )
 
 
 register_builtin()
