@@ -5,7 +5,8 @@
 ENV = @sh tools/setup_env.sh
 
 help:
-	@echo 'make demo       train a small HyperNet in about ten minutes; its AP and pictures of its detections'
+	@echo 'make demo       train a small HyperNet in about ten minutes, or take the one that ships where'
+	@echo '                detectron2 is missing; its AP and pictures of its detections'
 	@echo 'make test       run the test suite (ARGS="-k windows" is passed on to pytest)'
 	@echo 'make lint       check style and format; make format mends what can be mended'
 	@echo 'make clean      remove caches and build products; make distclean also ./.venv and output/'
@@ -14,7 +15,7 @@ help:
 	@echo 'DETECTRON2=<path>      a wheel or a checkout of detectron2; none goes without it'
 
 demo:
-	$(ENV) --require-detectron2 sh demo/run.sh
+	$(ENV) sh demo/run.sh
 
 test:
 	$(ENV) python -m pytest $(ARGS)

@@ -176,13 +176,6 @@ def test_set_up_goes_on_without_detectron2_and_says_why(setup_env):
     assert done.stdout.endswith("the command ran\n")
 
 
-def test_set_up_that_requires_detectron2_ends_with_how_to_get_it(setup_env):
-    done = setup_env("--require-detectron2", "echo", "the command ran", DETECTRON2="none")
-    assert done.returncode == 1
-    assert hypernet_d2.DETECTRON2_HELP in done.stdout.splitlines()[-1]
-    assert "the command ran" not in done.stdout
-
-
 def test_set_up_refuses_a_detectron2_that_is_not_there(setup_env):
     done = setup_env("true", DETECTRON2="no/such.whl")
     assert done.returncode == 1

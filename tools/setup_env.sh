@@ -1,7 +1,7 @@
 #!/bin/sh
 # Prepares the Python environment, then runs a command in it, from the root of the checkout:
 #
-#     tools/setup_env.sh [--require-detectron2] [COMMAND [ARGUMENT ...]]
+#     tools/setup_env.sh [COMMAND [ARGUMENT ...]]
 #
 # The environment is the active one (VIRTUAL_ENV, a conda environment other than base, or the virtual
 # environment that $PYTHON, by default python3, belongs to), else ./.venv, which is created with
@@ -10,8 +10,7 @@
 #   1. the environment (for a new ./.venv also the Python that creates it);
 #   2. DETECTRON2=<wheel or checkout>, then the wheel folders that pip searches (find-links);
 #   3. the public commit that hypernet_d2/__init__.py names.
-# Where none has it the set-up goes on without; --require-detectron2 then ends with status 1 and one
-# line that says how to get it. DETECTRON2=none goes without on purpose.
+# Where none has it the set-up goes on without. DETECTRON2=none goes without on purpose.
 set -eu
 
 TORCH=2.14.1        # installed, with the torchvision that belongs to it, where there is none
@@ -22,12 +21,6 @@ BUILD_SECONDS=3600  # to fetch and compile it
 
 say() { printf '==> %s\n' "$*"; }
 fail() { printf 'setup_env: %s\n' "$*" >&2; exit 1; }
-
-required=no
-if [ "${1:-}" = --require-detectron2 ]; then
-    required=yes
-    shift
-fi
 
 source=${DETECTRON2:-}
 case $source in
@@ -242,12 +235,6 @@ else
     found="without detectron2 ($missing)"
 fi
 say "ready: $("$py" -V), torch $version, $found"
-if [ "$required" = yes ] && [ -n "$missing" ]; then
-    # The package's own words, read as where detectron2 was never installed.
-    help=$("$py" -c 'import sys; sys.modules["detectron2"] = None; import hypernet_d2; print(hypernet_d2.DETECTRON2_HELP)')
-    echo "This $help, or name a wheel or a checkout that you have: DETECTRON2=<path>"
-    exit 1
-fi
 
 [ $# -gt 0 ] || exit 0
 rm -rf "$work"
