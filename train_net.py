@@ -14,6 +14,7 @@ from detectron2.utils.logger import setup_logger
 from hypernet_d2.engine import (
     HyperNetCheckpointer,
     Trainer,
+    add_data_argument,
     setup_cfg,
     train_alternating,
     write_results,
@@ -69,6 +70,7 @@ def cli() -> None:
         help="joint: end to end in one run; alternating: the six steps of the paper, each of "
         "SOLVER.MAX_ITER iterations",
     )
+    add_data_argument(parser)
     args = parser.parse_args()
     launch(
         main,
