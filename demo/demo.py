@@ -225,22 +225,23 @@ def with_scale(picture: np.ndarray, count: int, limits: tuple[float, float]) -> 
     """``picture`` under a strip that tells the colours of objectness within ``limits``."""
     width = picture.shape[1]
     strip = np.full((STRIP, width, 3), 255, np.uint8)
-    left, right = int(0.6 * width), int(0.87 * width)
+    low, high = (f"{limit:.3f}" for limit in limits)
+    left = PAD + put_text(strip, f"{count} proposals, objectness {low}", PAD, width // 2)
+    right = max(int(0.85 * width), left + 1)
     colours = (255 * score_colours(np.linspace(0, 1, right - left))).astype(np.uint8)
     strip[PAD:-PAD, left:right] = colours
-    low, high = (f"{limit:.3f}" for limit in limits)
-    put_text(strip, f"{count} proposals, objectness {low}", PAD, left - 2 * PAD)
     put_text(strip, high, right + PAD, width - right - 2 * PAD)
     return np.vstack([strip, picture])
 
 
-def put_text(strip: np.ndarray, text: str, x: int, width: int) -> None:
-    """Writes ``text`` from ``x`` on, at most ``width`` pixels wide."""
+def put_text(strip: np.ndarray, text: str, x: int, width: int) -> int:
+    """Writes ``text`` from ``x`` on, at most ``width`` pixels wide; returns where it ends."""
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.55
     (length, _), _ = cv2.getTextSize(text, font, size, 1)
     size *= min(1.0, max(width, 1) / length)
-    (_, height), _ = cv2.getTextSize(text, font, size, 1)
+    (length, height), _ = cv2.getTextSize(text, font, size, 1)
     cv2.putText(strip, text, (x, (STRIP + height) // 2), font, size, (0, 0, 0), 1, cv2.LINE_AA)
+    return x + length
 
 
 # What is written
