@@ -29,6 +29,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,6 +39,8 @@ from hypernet_d2.layers import WindowGrid
 IOUS = (0.45, 0.5, 0.7)  # the first is what makes a window positive in training (paper 3.4)
 NUM_SIZES, NUM_RATIOS = range(3, 10), range(1, 6)
 SIZE_RANGE, RATIO_RANGE = (0.01, 0.99), (0.05, 0.95)  # quantiles that the windows span
+SIZE_TICKS = [2**k for k in range(1, 12)]
+RATIO_TICKS = [0.1, 0.2, 0.33, 0.5, 0.67, 1, 1.5, 2, 3, 5, 10]
 INK, NOW, SUGGESTED = "#222222", "#d9822b", "#2f6fb0"
 
 
@@ -198,10 +201,11 @@ def plot(now: Fit, suggested: Fit, boxes: Tensor, title: str) -> plt.Figure:
         left.loglog(xs, ys, marker, mfc="none", color=colour, label=f"windows {name}".strip())
     left.lines[-1].set_label("windows suggested")
     left.set(xlabel="size: square root of the area, pixels of the input", ylabel="height / width")
-    for axis in (left.xaxis, left.yaxis):
-        axis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
-        axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    left.legend()
+    for axis, ticks in ((left.xaxis, SIZE_TICKS), (left.yaxis, RATIO_TICKS)):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_locator(NullLocator())
+    left.legend(loc="upper left")
     ious = np.linspace(0.3, 1, 141)
     for choice, colour, name in ((now, NOW, "now"), (suggested, SUGGESTED, "suggested")):
         label = f"{name}: {choice.num_windows} windows"

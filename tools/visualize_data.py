@@ -27,6 +27,7 @@ from hypernet_d2.utils.visualizer import BoxVisualizer
 
 # COCO's bounds between small, medium and large: areas in pixels of the image.
 SIZES = {"small": 32**2, "medium": 96**2, "large": float("inf")}
+LEAST_BOXES = 20  # of a category, to tell which sizes are usual in it
 LEAST_SIDE = 4  # pixels
 MOST_ELONGATED = 10
 ALMOST_ALL = 0.95  # of the image's area
@@ -73,9 +74,33 @@ def boxes_of(record: dict) -> np.ndarray:
     return np.asarray(boxes, dtype=float).reshape(-1, 4)
 
 
-def suspicions(record: dict) -> dict[int, str]:
-    """What is odd, by the number of the box in the record."""
+def usual_sides(records: list[dict]) -> dict[int, tuple[float, float]]:
+    """For each category the least and the largest side (root of the area) that is not far out.
+
+    By Tukey's outer fences, three times the distance of the quartiles beyond them, on a logarithmic
+    scale. Categories with few boxes have no bounds.
+    """
+    sides = defaultdict(list)
+    for record in records:
+        for annotation, (x0, y0, x1, y1) in zip(
+            record["annotations"], boxes_of(record), strict=True
+        ):
+            if x1 > x0 and y1 > y0:
+                sides[annotation["category_id"]].append(np.sqrt((x1 - x0) * (y1 - y0)))
+    bounds = {}
+    for label, values in sides.items():
+        if len(values) >= LEAST_BOXES:
+            low, high = np.quantile(np.log(values), (0.25, 0.75))
+            reach = 3 * (high - low)
+            bounds[label] = np.exp(low - reach), np.exp(high + reach)
+    return bounds
+
+
+def suspicions(record: dict, usual: dict[int, tuple[float, float]]) -> dict[int, str]:
+    """What is odd, by the number of the box in the record; ``usual`` is of `usual_sides`."""
     boxes, (height, width) = boxes_of(record), (record["height"], record["width"])
+    bounds = [usual.get(a["category_id"], (0.0, np.inf)) for a in record["annotations"]]
+    least, largest = np.reshape(bounds, (-1, 2)).T
     x0, y0, x1, y1 = boxes.T
     w, h = x1 - x0, y1 - y0
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -87,6 +112,8 @@ def suspicions(record: dict) -> dict[int, str]:
         f"a side below {LEAST_SIDE} pixels": np.minimum(w, h) < LEAST_SIDE,
         f"longer than {MOST_ELONGATED} times its width": elongation > MOST_ELONGATED,
         "almost the whole image": w * h > ALMOST_ALL * height * width,
+        "far smaller than others of its class": w * h < least**2,
+        "far larger than others of its class": w * h > largest**2,
         "the same place as another box": duplicated(boxes),
     }
     found: dict[int, str] = {}
@@ -167,7 +194,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.dataset}: {len(records)} images, {empty} without boxes\n")
     print(size_table(records, metadata.thing_classes))
 
-    odd = {i: found for i, record in enumerate(records) if (found := suspicions(record))}
+    usual = usual_sides(records)
+    odd = {i: found for i, record in enumerate(records) if (found := suspicions(record, usual))}
     listed = [(records[i], box, what) for i, found in odd.items() for box, what in found.items()]
     print(f"\n{len(listed)} suspicious boxes in {len(odd)} images")
     for record, box, what in listed[:SHOWN]:
