@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hypernet_d2.data.dataset_mapper import BROKEN_IMAGE
-from hypernet_d2.engine import add_data_argument, setup_cfg
+from hypernet_d2.engine import add_data_argument, register_data
 from hypernet_d2.utils.visualizer import BoxVisualizer
 
 # COCO's bounds between small, medium and large: areas in pixels of the image.
@@ -188,7 +188,7 @@ def draw(record: dict, odd: dict[int, str], metadata) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    setup_cfg(argparse.Namespace(config_file="", opts=[], data=args.data))
+    register_data(args.data)
     records, metadata = load(args.dataset), MetadataCatalog.get(args.dataset)
     empty = sum(not record["annotations"] for record in records)
     print(f"{args.dataset}: {len(records)} images, {empty} without boxes\n")

@@ -4,7 +4,7 @@ from .. import _detectron2  # noqa: F401
 from .alternating import train_alternating, write_results
 from .checkpoint import HyperNetCheckpointer
 from .predictor import Predictor
-from .setup import add_data_argument, default_device, setup_cfg
+from .setup import add_data_argument, default_device, register_data, setup_cfg
 from .trainer import Trainer, build_evaluator
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "add_data_argument",
     "build_evaluator",
     "default_device",
+    "register_data",
     "setup_cfg",
     "train_alternating",
     "write_results",

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_hypernet_config
 
-__all__ = ["add_data_argument", "default_device", "setup_cfg"]
+__all__ = ["add_data_argument", "default_device", "register_data", "setup_cfg"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def default_device() -> str:
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--data FILE``, which `setup_cfg` runs."""
+    """Add ``--data FILE``, a Python file for `register_data`."""
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -31,11 +31,24 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def register_data(file: str | None) -> None:
+    """Run the Python file that registers the user's data sets; None has none to register.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    if file is None:
+        return
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"--data {file}: no such file; expected a Python file")
+    runpy.run_path(file)
+
+
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """The config of ``args.config_file`` with ``args.opts`` merged in, not frozen.
 
-    Where ``args`` has ``data`` and it is set, that Python file is run first. In training with
-    several processes each of them calls this, so each has the data sets that the file registers.
+    Where ``args`` has ``data``, `register_data` runs it first. In training with several processes
+    each of them calls this, so each has the data sets that the file registers.
 
     detectron2's default device is "cuda"; on a machine without a GPU the config gets "cpu".
 
@@ -45,11 +58,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         ValueError: if an option names a key that does not exist, or the options are not pairs, or
             a value has the wrong type.
     """
-    data = getattr(args, "data", None)
-    if data:
-        if not Path(data).is_file():
-            raise FileNotFoundError(f"--data {data}: no such file; expected a Python file")
-        runpy.run_path(data)
+    register_data(getattr(args, "data", None))
     cfg = get_cfg()
     add_hypernet_config(cfg)
     if args.config_file:
