@@ -46,7 +46,8 @@ setup(
     # model_zoo/configs is a symbolic link to configs/, so that a checkout, an editable installation
     # and a wheel (which gets a copy) all find them at one place.
     package_data={
-        "hypernet_d2.model_zoo": ["configs/*.yaml", "configs/*/*.yaml", "configs/*/*.py"]
+        "hypernet_d2": ["py.typed"],
+        "hypernet_d2.model_zoo": ["configs/*.yaml", "configs/*/*.yaml", "configs/*/*.py"],
     },
     python_requires=">=3.10",
     install_requires=REQUIRES,

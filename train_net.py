@@ -15,6 +15,7 @@ from detectron2.utils.logger import setup_logger
 from hypernet_d2.engine import (
     HyperNetCheckpointer,
     Trainer,
+    add_data_argument,
     setup_cfg,
     train_alternating,
     write_results,
@@ -83,6 +84,7 @@ def cli() -> None:
         action="store_true",
         help="with --eval-only: recall of the proposals, by number, IoU and size of the objects",
     )
+    add_data_argument(parser)
     args = parser.parse_args()
     if args.eval_proposals and not args.eval_only:
         parser.error("--eval-proposals needs --eval-only")

@@ -7,7 +7,7 @@ from detectron2.data import DatasetMapper
 from PIL import Image
 
 # What Pillow raises for broken files; its message for a truncated one does not name the file.
-_BROKEN_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError, struct.error, zlib.error)
+BROKEN_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError, struct.error, zlib.error)
 
 
 class NamedErrorDatasetMapper(DatasetMapper):
@@ -20,7 +20,7 @@ class NamedErrorDatasetMapper(DatasetMapper):
     def __call__(self, dataset_dict: dict) -> dict:
         try:
             return super().__call__(dataset_dict)
-        except _BROKEN_IMAGE as error:
+        except BROKEN_IMAGE as error:
             raise ValueError(
                 f"{dataset_dict['file_name']}: cannot be read as an image: {error}"
             ) from error

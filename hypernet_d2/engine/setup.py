@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import runpy
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_hypernet_config
 
-__all__ = ["default_device", "setup_cfg"]
+__all__ = ["add_data_argument", "default_device", "register_data", "setup_cfg"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,17 +22,43 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data FILE``, a Python file for `register_data`."""
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        help="Python file that registers your data sets in detectron2's DatasetCatalog",
+    )
+
+
+def register_data(file: str | None) -> None:
+    """Run the Python file that registers the user's data sets; None has none to register.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    if file is None:
+        return
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"--data {file}: no such file; expected a Python file")
+    runpy.run_path(file)
+
+
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """The config of ``args.config_file`` with ``args.opts`` merged in, not frozen.
+
+    Where ``args`` has ``data``, `register_data` runs it first. In training with several processes
+    each of them calls this, so each has the data sets that the file registers.
 
     detectron2's default device is "cuda"; on a machine without a GPU the config gets "cpu".
 
     Raises:
-        FileNotFoundError: if the config file is not there.
+        FileNotFoundError: if the config file or the data file is not there.
         KeyError: if the file names a key that does not exist.
         ValueError: if an option names a key that does not exist, or the options are not pairs, or
             a value has the wrong type.
     """
+    register_data(getattr(args, "data", None))
     cfg = get_cfg()
     add_hypernet_config(cfg)
     if args.config_file:

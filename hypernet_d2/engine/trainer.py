@@ -12,7 +12,7 @@ import resource
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -77,6 +77,20 @@ def has_parts(cfg: CfgNode) -> bool:
     return cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.NAME == "HypercolumnPartHead"
 
 
+def check_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
+    """Raises ValueError where a data set has another number of classes than the ROI heads.
+
+    Data sets get their class names when they are read, at the latest.
+    """
+    for name in dataset_names:
+        classes = MetadataCatalog.get(name).get("thing_classes", None)
+        if classes is not None and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            raise ValueError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but data set "
+                f"{name!r} has {len(classes)}: {', '.join(classes[:10])}"
+            )
+
+
 class HostMemory(HookBase):
     """Records the process's peak resident memory in MB, as ``host_mem_mb``, every 20 steps.
 
@@ -123,14 +137,18 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode):
         """The stock loader; an image that cannot be read is named, and parts are loaded."""
         mapper = PartDatasetMapper if has_parts(cfg) else NamedErrorDatasetMapper
-        return build_detection_train_loader(cfg, mapper=mapper(cfg, True))
+        loader = build_detection_train_loader(cfg, mapper=mapper(cfg, True))
+        check_num_classes(cfg, cfg.DATASETS.TRAIN)
+        return loader
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         """The stock loader; an image that cannot be read is named."""
-        return build_detection_test_loader(
+        loader = build_detection_test_loader(
             cfg, dataset_name, mapper=NamedErrorDatasetMapper(cfg, False)
         )
+        check_num_classes(cfg, [dataset_name])
+        return loader
 
     @classmethod
     def build_evaluator(

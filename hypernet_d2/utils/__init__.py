@@ -1,0 +1,1 @@
+"""Drawing; named as in detectron2."""

@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Writes docs/CONFIG.md, the reference of the configuration keys, from hypernet_d2/config.py."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE, TARGET = ROOT / "hypernet_d2" / "config.py", ROOT / "docs" / "CONFIG.md"
+NODE = "MODEL.HYPERNET"
+SECTION = re.compile(r"# ---- (.+?) -+$")
+HEAD = f"""# Configuration
+
+`hypernet_d2.add_hypernet_config(cfg)` adds these keys, all in `{NODE}`; their defaults are the
+paper's settings. This page is made from the comments in `hypernet_d2/config.py` by
+`python tools/config_reference.py`.
+"""
+
+
+class Key(NamedTuple):
+    section: str
+    name: str
+    default: str
+    meaning: str
+
+
+def read_keys(source: str) -> list[Key]:
+    """The keys in their order.
+
+    Raises:
+        ValueError: a key has no comment above it.
+    """
+    lines = source.splitlines()
+    function = next(
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef) and node.name == "add_hypernet_config"
+    )
+    keys, section = [], "General"
+    for node in function.body:
+        if not isinstance(node, ast.Assign):
+            continue
+        heading, comment = comment_above(lines, node.lineno)
+        section = heading or section
+        if isinstance(node.value, ast.Call):  # CN(), a node
+            continue
+        name = f"{NODE}.{ast.unparse(node.targets[0]).partition('.')[2]}"
+        if not comment:
+            raise ValueError(f"{SOURCE.name}: {name} has no comment; expected its meaning above it")
+        keys.append(Key(section, name, ast.get_source_segment(source, node.value), comment))
+    return keys
+
+
+def comment_above(lines: list[str], line_number: int) -> tuple[str, str]:
+    """The section that begins, or "", and the comment right above a line, counted from 1."""
+    comment: list[str] = []
+    section = ""
+    for line in reversed(lines[: line_number - 1]):
+        text = line.strip()
+        match = SECTION.match(text)
+        if match:
+            section = match[1]
+        elif text.startswith("#"):
+            comment.insert(0, text.removeprefix("#").strip())
+        else:
+            break
+    return section, " ".join(comment)
+
+
+def to_markdown(keys: list[Key], docstring: str) -> str:
+    parts, section = [HEAD], ""
+    for key in keys:
+        if key.section != section:
+            section = key.section
+            parts.append(f"\n## {section}\n\n| key | default | meaning |\n|---|---|---|\n")
+        meaning = key.meaning.replace("|", r"\|")
+        parts.append(f"| `{key.name}` | `{key.default}` | {meaning} |\n")
+    stock = docstring.partition("\n\n")[2].strip().replace("``", "`")
+    return "".join([*parts, f"\n## Keys of detectron2\n\n{stock}\n"])
+
+
+def reference() -> str:
+    source = SOURCE.read_text(encoding="utf-8")
+    return to_markdown(read_keys(source), ast.get_docstring(ast.parse(source)))
+
+
+if __name__ == "__main__":
+    TARGET.write_text(reference(), encoding="utf-8")
