@@ -79,6 +79,8 @@ def data(tmp_path_factory) -> dict[str, str]:
     write_coco(root / "instances.json", DatasetCatalog.get("zoo_voc"))
     images = str(root / "JPEGImages")
     register_coco_instances("zoo_coco", {}, str(root / "instances.json"), images)
+    write_coco(root / "cells.json", DatasetCatalog.get("zoo_voc"), num_classes=3)
+    register_coco_instances("zoo_cells", {}, str(root / "cells.json"), images)
     write_persons(root / "persons.json", root / "instances.json")
     keys = ["keypoint_names", "keypoint_flip_map"]
     people = MetadataCatalog.get("keypoints_coco_2017_val")
@@ -88,6 +90,7 @@ def data(tmp_path_factory) -> dict[str, str]:
     return {
         "pascal_voc": "zoo_voc",
         "coco": "zoo_coco",
+        "bccd_test": "zoo_cells",
         "keypoints_coco_2017_val": "zoo_persons",
         "coco_sample": "zoo_persons",
         "digits_val": "zoo_digits",
@@ -123,8 +126,8 @@ def write_persons(path: Path, instances: Path) -> None:
     path.write_text(json.dumps(content))
 
 
-def write_coco(path: Path, records: list[dict]) -> None:
-    """The records as COCO json of 80 classes, each box its object's outline."""
+def write_coco(path: Path, records: list[dict], num_classes: int = 80) -> None:
+    """The records as COCO json, each box its object's outline."""
     images, annotations = [], []
     for i, record in enumerate(records):
         size = {key: record[key] for key in ("height", "width")}
@@ -142,7 +145,7 @@ def write_coco(path: Path, records: list[dict]) -> None:
                     "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
                 }
             )
-    categories = [{"id": i + 1, "name": f"class {i + 1}"} for i in range(80)]
+    categories = [{"id": i + 1, "name": f"class {i + 1}"} for i in range(num_classes)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     path.write_text(json.dumps(content))
 

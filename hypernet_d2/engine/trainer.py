@@ -78,17 +78,22 @@ def has_parts(cfg: CfgNode) -> bool:
 
 
 def check_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
-    """Raises ValueError where a data set has another number of classes than the ROI heads.
+    """Compares the ROI heads with the class names, which a data set has once it has been read.
 
-    Data sets get their class names when they are read, at the latest.
+    More classes than the ROI heads have raise a ValueError; fewer, which do no harm, a warning.
     """
+    known = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     for name in dataset_names:
         classes = MetadataCatalog.get(name).get("thing_classes", None)
-        if classes is not None and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-            raise ValueError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but data set "
-                f"{name!r} has {len(classes)}: {', '.join(classes[:10])}"
-            )
+        if classes is None or len(classes) == known:
+            continue
+        message = (
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {known}, but data set {name!r} has {len(classes)}: "
+            f"{', '.join(classes[:10])}"
+        )
+        if len(classes) > known:
+            raise ValueError(message)
+        logger.warning(message)
 
 
 class HostMemory(HookBase):
@@ -127,10 +132,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The stock model; on a CPU its kernels lie channels last, the faster layout there."""
+        """The stock model; on a CPU the backbone computes channels last, the faster layout there.
+
+        Not the heads: some stock ones take views that this layout does not allow.
+        """
         model = super().build_model(cfg)
         if cfg.MODEL.DEVICE == "cpu":
-            model.to(memory_format=torch.channels_last)
+            model.backbone.to(memory_format=torch.channels_last)
         return model
 
     @classmethod
