@@ -98,7 +98,7 @@ def add_hypernet_config(cfg: CN) -> None:
     # Normalisation of each map before its classifiers, by detectron2's names: "" (none), "LN" (over
     # the channels of a position), "GN", "BN", ... Maps of a trunk without normalisation need one.
     hyper.HYPERCOLUMN.NORM = ""
-    # K: classifiers along each side of a box (paper 3.1); 5 or 10 in the paper, 1 for one
+    # K: classifiers along each side of a box; 5 or 10 in the paper, 1 for one
     # classifier that does not know where it is in the box.
     hyper.HYPERCOLUMN.GRID_SIZE = 5
     # Side of the classifiers' convolutions in cells; odd.
@@ -110,8 +110,9 @@ def add_hypernet_config(cfg: CN) -> None:
     hyper.HYPERCOLUMN.BOX_EXPANSION = 0.1
     # Square root of the area of a box, in pixels of the network's input, from which on it counts
     # in full in the loss of masks and parts; a smaller one counts in proportion to its area. 0
-    # lets all boxes count alike. The default gives a pixel no more weight than a position.
-    hyper.HYPERCOLUMN.FULL_WEIGHT_SIZE = 50.0
+    # lets all boxes count alike. The rule, and 224 pixels of the image, are those of the code that
+    # the authors published.
+    hyper.HYPERCOLUMN.FULL_WEIGHT_SIZE = 224.0
     # The box's own feature, which adds a bias to each classifier (fc7 of the paper): the last map,
     # RoIAligned to this size, a 3x3 convolution, a fully connected layer.
     hyper.HYPERCOLUMN.POOLER_RESOLUTION = 7

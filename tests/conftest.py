@@ -28,6 +28,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRE_DETECTRON2 = os.environ.get("HYPERNET_D2_REQUIRE_DETECTRON2", "") not in ("", "0")
 
+DATA = {"bccd": "BCCD", "coco_sample": "coco_sample"}  # marker: folder
+
 _missing = pytest.StashKey[dict]()
 
 
@@ -55,11 +57,11 @@ def _why_no_detectron2() -> str | None:
     return reason
 
 
-def _find_bccd() -> Path | None:
-    """The folder that holds BCCD: ``$DETECTRON2_DATASETS``, else ``shared/datasets`` beside us."""
-    named = os.environ.get("DETECTRON2_DATASETS")
-    roots = [Path(named)] if named else [ROOT.parent / "shared" / "datasets"]
-    return next((r / "BCCD" for r in roots if (r / "BCCD" / "Annotations").is_dir()), None)
+def _find_data(folder: str) -> Path | None:
+    """A set's folder, in ``$DETECTRON2_DATASETS``, else in ``shared/datasets`` beside us."""
+    root = os.environ.get("DETECTRON2_DATASETS") or ROOT.parent / "shared" / "datasets"
+    found = Path(root) / folder
+    return found if found.is_dir() else None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -74,8 +76,9 @@ def pytest_configure(config: pytest.Config) -> None:
                 f"{_how_to_get_detectron2()}"
             )
         missing["detectron2"] = f"no detectron2: {reason}"
-    if _find_bccd() is None:
-        missing["bccd"] = "no BCCD in $DETECTRON2_DATASETS nor in ../shared/datasets"
+    for marker, folder in DATA.items():
+        if _find_data(folder) is None:
+            missing[marker] = f"no {folder} in $DETECTRON2_DATASETS nor in ../shared/datasets"
     if not torch.cuda.is_available():
         missing["cuda"] = "no CUDA device"
     config.stash[_missing] = missing
@@ -134,14 +137,15 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def datasets(tmp_path_factory: pytest.TempPathFactory):
-    """``DETECTRON2_DATASETS`` for the session: a temporary folder, with a link to BCCD if found.
+    """``DETECTRON2_DATASETS`` for the session: a temporary folder, with links to data if found.
 
     What the tests generate must not land among the user's data, nor come from an older version's.
     """
     folder = tmp_path_factory.mktemp("datasets")
-    bccd = _find_bccd()
-    if bccd is not None:
-        (folder / "BCCD").symlink_to(bccd.resolve())
+    for name in DATA.values():
+        found = _find_data(name)
+        if found is not None:
+            (folder / name).symlink_to(found.resolve())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(folder))
         yield folder

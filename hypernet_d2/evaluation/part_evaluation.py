@@ -54,7 +54,7 @@ class PartEvaluator(DatasetEvaluator):
 
     - **AP, AP50, AP75** are COCO's with another overlap, :func:`part_overlaps`. So a detection
       counts if it finds an object, its class, its outline and its parts. AP50 is the paper's
-      AP^r_part (Hariharan et al., CVPR 2015, section 4.3).
+      AP^r_part (Hariharan et al., CVPR 2015).
     - **mIoU** looks at the labels alone. Each object takes the labels of the detection with the
       highest score, of whichever class, whose box overlaps the object's by an IoU of 0.5 or more;
       without one, it has none. **IoU-NAME** is intersection over union of one part's pixels, added

@@ -1,4 +1,4 @@
-"""Hypercolumns: all activations above a pixel (Hariharan et al., CVPR 2015, section 2).
+"""Hypercolumns: all activations above a pixel (Hariharan et al., CVPR 2015).
 
 Positions are continuous: the pixel in row i and column j has its centre at x = j + 0.5,
 y = i + 0.5, and an image of H x W pixels spans [0, W] x [0, H].

@@ -1,4 +1,4 @@
-"""K x K location-specific linear classifiers over hypercolumns (Hariharan et al., 2015, section 3).
+"""K x K location-specific linear classifiers over hypercolumns (Hariharan et al., CVPR 2015).
 
 A heat map of M x M positions lies over a box. A K x K grid of linear classifiers lies over the same
 box, or over a slightly larger one; the score at a position is the bilinear interpolation of what

@@ -1,4 +1,4 @@
-"""Keypoints from hypercolumns (Hariharan et al., CVPR 2015, section 4.2)."""
+"""Keypoints from hypercolumns (Hariharan et al., CVPR 2015)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instance masks from hypercolumns (Hariharan et al., CVPR 2015, sections 3 and 4)."""
+"""Instance masks from hypercolumns (Hariharan et al., CVPR 2015)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
 
     @configurable
     def __init__(
-        self, *, predictor: HypercolumnPredictor, full_weight_size: float = 50.0, **kwargs
+        self, *, predictor: HypercolumnPredictor, full_weight_size: float = 224.0, **kwargs
     ):
         """
         Args:

@@ -1,4 +1,4 @@
-"""Part labels within a box from hypercolumns (Hariharan et al., CVPR 2015, section 4.3)."""
+"""Part labels within a box from hypercolumns (Hariharan et al., CVPR 2015)."""
 
 from __future__ import annotations
 

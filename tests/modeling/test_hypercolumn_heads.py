@@ -370,3 +370,24 @@ def test_maps_are_normalised_where_a_trunk_is_not():
     for x in seen[0].values():
         assert torch.allclose(x.mean(1), torch.zeros(()), atol=1e-4)
         assert torch.allclose(x.var(1, unbiased=False), torch.ones(()), atol=0.05)
+
+
+@pytest.mark.coco_sample
+def test_photographs_train_masks_and_keypoints():
+    from detectron2.data import DatasetCatalog
+    from detectron2.modeling import build_model
+    from detectron2.utils.events import EventStorage
+
+    from hypernet_d2.data import NamedErrorDatasetMapper
+
+    cfg = tiny_cfg(config="COCO-Keypoints/hypercolumn_R_18_sample.yaml")
+    records = DatasetCatalog.get("coco_sample")
+    assert len(records) > 0 and all(record["annotations"] for record in records)
+    mapper = NamedErrorDatasetMapper(cfg, True)
+    inputs = [mapper(record) for record in records]
+    for one in inputs:
+        assert one["instances"].has("gt_masks") and one["instances"].has("gt_keypoints")
+    with EventStorage():
+        losses = build_model(cfg)(inputs)
+    for name in ("loss_mask", "loss_keypoint"):
+        assert torch.isfinite(losses[name]) and losses[name] > 0
