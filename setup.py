@@ -24,15 +24,19 @@ REQUIRES = ["torch>=2.4", "torchvision>=0.19", "numpy", "Pillow"]
 EXTRAS = {
     "opencv": ["opencv-python-headless"],
     "data": ["pycocotools>=2.0.2", "tqdm"],
+    "deploy": ["onnxruntime>=1.17"],
     "digits": ["scikit-learn"],
+    "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.17"],
     "plots": ["matplotlib"],
     "tensorboard": ["tensorboard"],
+    "web": ["gradio>=6", "onnxruntime>=1.17"],
     "test": ["pytest>=8", "hypothesis", "PyYAML"],
     # One minor version: another one may format, and then lint, differently.
     "lint": ["ruff>=0.17,<0.18"],
 }
 EXTRAS["dev"] = sorted(
-    {name for extra, names in EXTRAS.items() if extra != "opencv" for name in names}
+    # Gradio brings some forty packages, and an older Pillow, for one page.
+    {name for extra, names in EXTRAS.items() if extra not in ("opencv", "web") for name in names}
 )
 
 setup(
@@ -47,6 +51,7 @@ setup(
     # and a wheel (which gets a copy) all find them at one place.
     package_data={
         "hypernet_d2": ["py.typed"],
+        "hypernet_d2.deploy": ["models/*"],
         "hypernet_d2.model_zoo": ["configs/*.yaml", "configs/*/*.yaml", "configs/*/*.py"],
     },
     python_requires=">=3.10",

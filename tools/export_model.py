@@ -11,7 +11,9 @@ what hypernet_d2.deploy has to know of it. docs/DEPLOYMENT.md says more.
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,12 +27,10 @@ from detectron2.modeling import build_model
 
 import hypernet_d2
 from hypernet_d2.deploy import Detections, Detector, ModelInfo, read_image
-from hypernet_d2.deploy.metadata import KEY, OUTPUTS
-from hypernet_d2.deploy.torch_runner import check_archive
 from hypernet_d2.engine import HyperNetCheckpointer, setup_cfg
 from hypernet_d2.modeling import ExportableDetector
+from hypernet_d2.modeling.export import capture, write_onnx, write_torch
 
-INPUTS = ("image", "size", "num_proposals")
 # Of scores, and of boxes in pixels: what the order of additions, or 16 bits a weight, explain.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
 
@@ -63,14 +63,24 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="image, or folder of images, on which the file must detect what detectron2 does; may "
         "be repeated",
     )
+    parser.add_argument(
+        "--time",
+        type=int,
+        default=0,
+        metavar="ROUNDS",
+        help="time the file and detectron2 in turns on the first --check image, with one thread",
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ..., as in train_net.py")
     args = parser.parse_args(argv)
     if args.format == "torchscript":
         parser.error("--format torchscript: PyTorch gave TorchScript up for torch.export; use that")
+    if args.time and not args.check:
+        parser.error("--time needs an image: --check IMAGE")
     if args.half_weights and args.format != "onnx":
         parser.error("--half-weights goes with --format onnx")
     if args.format == "onnx":
-        missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+        needed = ("onnx", "onnxscript", "onnxruntime")  # the last to see that the file works
+        missing = [name for name in needed if find_spec(name) is None]
         if missing:
             parser.error(f"--format onnx: pip install {' '.join(missing)}")
     return args
@@ -113,107 +123,6 @@ def describe(cfg: CfgNode, detector: ExportableDetector, size: list[int] | None,
     )
 
 
-def capture(detector: ExportableDetector, info: ModelInfo) -> torch.export.ExportedProgram:
-    """The graph, without anything of the machine that it was captured on."""
-    image = torch.zeros(*info.canvas, 3, dtype=torch.uint8)
-    inputs = (image, torch.tensor(info.canvas), torch.tensor(info.max_proposals))
-    with torch.no_grad():
-        detector(*inputs)  # builds what the scorer keeps for this size of map
-        program = torch.export.export(detector, inputs, strict=False)
-    for module in program.graph_module.modules():
-        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
-            for origin in ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack"):
-                node.meta.pop(origin, None)
-    program.example_inputs = None
-    return program
-
-
-def export_torch(program: torch.export.ExportedProgram, info: ModelInfo, stem: Path) -> Path:
-    """Write STEM.pt2, an archive of torch.export."""
-    path = stem.with_suffix(".pt2")
-    torch.export.save(program, path, extra_files={KEY: info.to_json()})
-    check_archive(path.read_bytes(), path)
-    return path
-
-
-def export_onnx(
-    program: torch.export.ExportedProgram, info: ModelInfo, stem: Path, half: bool
-) -> Path:
-    """Write STEM.onnx."""
-    path = stem.with_suffix(".onnx")
-    result = torch.onnx.export(
-        program,
-        dynamo=True,
-        input_names=list(INPUTS),
-        output_names=list(OUTPUTS),
-        custom_translation_table=translations(),
-        verbose=False,
-    )
-    model = result.model
-    # Left over: names of Python's modules, and lines of code with their paths.
-    for item in (*model.graph.all_nodes(), *model.graph.initializers.values()):
-        item.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    model.metadata_props.clear()
-    model.metadata_props[KEY] = info.to_json()
-    if half:
-        store_as_half(model)
-    result.save(path, external_data=False)
-    return path
-
-
-def translations() -> dict[Callable, Callable]:
-    """ONNX for the operators that the exporter lacks, or writes down in a way that runs slowly."""
-    import onnx_ir
-    from onnxscript import opset20 as op
-
-    def sort(self, stable=True, dim=-1, descending=False):
-        # TopK takes equal values in their order, as a stable sort does.
-        size = op.Constant(value_ints=[int(self.shape[dim])])
-        return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
-
-    def roi_pool(x, rois, spatial_scale, pooled_height, pooled_width):
-        shape = (pooled_height, pooled_width)
-        pooled = op.MaxRoiPool(x, rois, pooled_shape=shape, spatial_scale=spatial_scale)
-        return pooled, pooled  # in torchvision the second tells where the maxima are; unused
-
-    def unfold(self, dimension, size, step):
-        rank = len(self.shape)
-        dim = dimension % rank
-        first = np.arange(0, self.shape[dim] - size + 1, step)
-        index = op.Constant(value=onnx_ir.tensor(first[:, None] + np.arange(size)))
-        # Gathered along the first dimension, whole rows are copied instead of single values.
-        front = op.Transpose(self, perm=[dim, *(i for i in range(rank) if i != dim)])
-        windows = op.Gather(front, index, axis=0)
-        rest = [i + 2 for i in range(rank - 1)]
-        return op.Transpose(windows, perm=[*rest[:dim], 0, *rest[dim:], 1])
-
-    return {
-        torch.ops.aten.sort.stable: sort,
-        torch.ops.torchvision.roi_pool.default: roi_pool,
-        torch.ops.aten.unfold.default: unfold,
-    }
-
-
-def store_as_half(model) -> None:
-    """Keep the large constants of an ONNX graph in 16 bits, and widen them when it is loaded."""
-    import onnx_ir
-
-    for name, value in list(model.graph.initializers.items()):
-        if value.dtype != onnx_ir.DataType.FLOAT or value.const_value.size < 1024:
-            continue
-        stored = onnx_ir.Value(
-            name=f"{name}_half",
-            const_value=onnx_ir.tensor(value.const_value.numpy().astype(np.float16)),
-        )
-        cast = onnx_ir.node("Cast", [stored], attributes={"to": onnx_ir.DataType.FLOAT})
-        cast.outputs[0].dtype, cast.outputs[0].shape = value.dtype, value.shape
-        value.replace_all_uses_with(cast.outputs[0])
-        del model.graph.initializers[name]
-        model.graph.initializers[stored.name] = stored
-        model.graph.insert_before(model.graph[0], cast)
-
-
 def list_images(paths: list[Path]) -> list[Path]:
     """The images that `paths` name, those of a folder in the order of their names."""
     images = []
@@ -225,9 +134,8 @@ def list_images(paths: list[Path]) -> list[Path]:
     return images
 
 
-def check(detector: Detector, cfg: CfgNode, images: list[Path], tolerance: float) -> bool:
-    """Print how far the file's detections are from detectron2's; False beyond the tolerance."""
-    predictor = DefaultPredictor(cfg)
+def check(detector: Detector, predictor: DefaultPredictor, images: list[Path]) -> float:
+    """Print how far the file's detections are from detectron2's, and return the largest."""
     worst = 0.0
     for path in images:
         image = read_image(path)
@@ -240,8 +148,24 @@ def check(detector: Detector, cfg: CfgNode, images: list[Path], tolerance: float
         found = detector(image)
         worst = max(worst, difference(expected, found), difference(found, expected))
         print(f"{path}: {len(found.scores)} detections, detectron2 {len(expected.scores)}")
-    print(f"{len(images)} images: largest difference {worst:.1e}, tolerance {tolerance}")
-    return worst <= tolerance
+    print(f"{len(images)} images: largest difference {worst:.1e} (pixels and scores)")
+    return worst
+
+
+def time_in_turns(contenders: dict[str, Callable], image: np.ndarray, rounds: int) -> None:
+    """Print the median and the range of each contender's seconds, after a warm-up."""
+    seconds = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, detect in contenders.items():
+            start = time.perf_counter()
+            detect(image)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    for name, values in seconds.items():
+        print(
+            f"{name}: {statistics.median(values):.4f} s "
+            f"({min(values):.4f} to {max(values):.4f}, {rounds} rounds, one thread)"
+        )
 
 
 def difference(some: Detections, others: Detections) -> float:
@@ -269,13 +193,20 @@ def main(argv: list[str] | None = None) -> int:
     stem = args.output / Path(args.config_file).stem
     program = capture(detector, info)
     if args.format == "onnx":
-        path = export_onnx(program, info, stem, args.half_weights)
+        path = write_onnx(program, info, stem, half=args.half_weights)
     else:
-        path = export_torch(program, info, stem)
-    exported = Detector(path)
+        path = write_torch(program, info, stem)
+    exported = Detector(path, threads=1 if args.time else None)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for images of {info.canvas} pixels")
-    tolerance = HALF_TOLERANCE if args.half_weights else TOLERANCE
-    return 0 if not images or check(exported, cfg, images, tolerance) else 1
+    if not images:
+        return 0
+    predictor = DefaultPredictor(cfg)
+    worst = check(exported, predictor, images)
+    if args.time:
+        torch.set_num_threads(1)
+        contenders = {args.format: exported, "detectron2": predictor}
+        time_in_turns(contenders, read_image(images[0]), args.time)
+    return 0 if worst <= (HALF_TOLERANCE if args.half_weights else TOLERANCE) else 1
 
 
 if __name__ == "__main__":

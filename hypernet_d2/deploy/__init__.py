@@ -4,8 +4,21 @@ Files come from ``tools/export_model.py``. ``python -m hypernet_d2.deploy MODEL 
 draws what a model detects.
 """
 
+from pathlib import Path
+
 from .detector import Detections, Detector, Stages
 from .images import draw_detections, read_image
 from .metadata import ModelInfo
 
-__all__ = ["Detections", "Detector", "ModelInfo", "Stages", "draw_detections", "read_image"]
+__all__ = [
+    "DIGITS_MODEL",
+    "Detections",
+    "Detector",
+    "ModelInfo",
+    "Stages",
+    "draw_detections",
+    "read_image",
+]
+
+# A small model of the digits, for a first look; models/README.md says how it was made.
+DIGITS_MODEL = Path(__file__).parent / "models" / "digits.onnx"

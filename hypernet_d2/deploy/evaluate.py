@@ -1,6 +1,6 @@
 """AP of an exported model on a set in COCO's format, and pictures of what it detects.
 
-python -m hypernet_d2.deploy.evaluate MODEL ANNOTATIONS.json IMAGES --pictures OUT
+python -m hypernet_d2.deploy.evaluate MODEL ANNOTATIONS.json IMAGES --sheet sheet.png
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def draw_detections(
     labels: Sequence[str],
     colours: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Draw labelled boxes.
+    """Draw labelled boxes, the first above the others.
 
     Args:
         image: (H, W, 3) uint8; RGB or BGR, as the result is.
@@ -96,7 +96,8 @@ def draw_detections(
     font = ImageFont.load_default(max(10, short // 28))
     width = max(1, short // 250)
     colours = [0] * len(boxes) if colours is None else colours
-    for box, label, number in zip(boxes.tolist(), labels, colours, strict=True):
+    # The best ones come first, and are drawn last, over the others.
+    for box, label, number in reversed(list(zip(boxes.tolist(), labels, colours, strict=True))):
         colour = _colour(int(number))
         draw.rectangle(box, outline=colour, width=width)
         if label:

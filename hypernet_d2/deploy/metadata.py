@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 
-__all__ = ["FORMAT_VERSION", "KEY", "OUTPUTS", "ModelInfo"]
+__all__ = ["FORMAT_VERSION", "INPUTS", "KEY", "OUTPUTS", "ModelInfo"]
 
 # Name of the entry: in ONNX's metadata_props, and of the extra file of a torch.export archive.
 KEY = "hypernet_d2.json"
 # Raised whenever a file would be misread by an older reader.
 FORMAT_VERSION = 1
 # Of the graph, in order; see ExportableDetector.forward for shapes.
+INPUTS = ("image", "size", "num_proposals")
 OUTPUTS = ("boxes", "scores", "classes", "proposals", "objectness", "windows", "feature")
 
 
