@@ -13,7 +13,6 @@ with this project, is filled in by hand and kept.
 from __future__ import annotations
 
 import argparse
-import logging
 import re
 import sys
 from pathlib import Path
@@ -21,9 +20,9 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.utils.analysis import FlopCountAnalysis
 
 from hypernet_d2 import model_zoo
+from hypernet_d2.evaluation import count_flops, count_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "MODEL_ZOO.md"
@@ -53,7 +52,7 @@ def parameters(name: str) -> float:
     cfg = model_zoo.get_config(f"{name}.yaml")
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        return sum(p.numel() for p in build_model(cfg).parameters()) / 1e6
+        return count_parameters(build_model(cfg)) / 1e6
 
 
 def flops(cfg: CfgNode) -> float:
@@ -63,15 +62,7 @@ def flops(cfg: CfgNode) -> float:
     model = build_model(cfg).eval()
     height = cfg.INPUT.MIN_SIZE_TEST
     image = torch.rand(3, height, LONG_SIDE[height]) * 255
-    analysis = FlopCountAnalysis(model, [{"image": image}])
-    analysis.set_op_handle("aten::baddbmm_", _baddbmm_flops)
-    return analysis.total() / 1e9
-
-
-def _baddbmm_flops(inputs: list, outputs: list) -> int:
-    # fvcore has a handle for bmm, but none for the one that adds to what is there.
-    (batch, rows, inner), (_, _, columns) = (i.type().sizes() for i in inputs[1:3])
-    return batch * rows * inner * columns
+    return count_flops(model, image) / 1e9
 
 
 def measure_flops(names: list[str]) -> dict[str, str]:
@@ -133,7 +124,6 @@ def main(argv: list[str] | None = None) -> None:
     group.add_argument("--flops", nargs="?", const="", metavar="NAME", help="measure FLOPs too")
     group.add_argument("--check", action="store_true", help="write nothing; fail if out of date")
     args = parser.parse_args(argv)
-    logging.getLogger("fvcore").setLevel(logging.ERROR)  # its lists of operators without FLOPs
     text = DOCUMENT.read_text()
     new = update(text, args.flops)
     if args.check and new != text:
