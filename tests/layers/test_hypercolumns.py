@@ -105,6 +105,14 @@ class TestPicture:
                 assert (one - other).abs().max() > 100
         assert torch.equal(picture[1, 1], picture[6, 12])
 
+    def test_maps_of_large_values_do_not_hide_the_others(self):
+        features = {"noise": 1000 * torch.randn(1, 8, 6, 10), "half": torch.zeros(1, 1, 6, 10)}
+        features["half"][..., 5:] = 0.001
+        picture = hypercolumn_picture(features, SIZE).float()
+        left, right = picture[:, :16], picture[:, 24:]  # apart from where they blend
+        apart = (left.mean((0, 1)) - right.mean((0, 1))).abs()
+        assert apart[0] > 4 * left[..., 0].std()
+
     def test_its_colours_are_the_principal_components_of_the_enlarged_maps(self):
         spread = torch.tensor([1.0, 4, 0.2, 2])[:, None, None]  # components well apart
         features = {"a": torch.randn(1, 4, 6, 10) * spread}

@@ -193,6 +193,20 @@ def test_stock_pasting_puts_the_mask_at_the_right_pixels():
         assert not (mask & outside).any()
 
 
+def test_inference_reads_the_middle_of_what_training_reads():
+    # With a fifth at each side, 10 positions on the box are the inner ones of 14 on the expanded.
+    from detectron2.structures import Boxes
+
+    boxes = [Boxes(torch.tensor(BOXES[:2]).float())]
+    whole, box = (
+        predictor_of([[1.0, 1.0]], [0.0], box_expansion=0.2, heatmap_size=m) for m in (14, 10)
+    )
+    torch.nn.init.normal_(whole.classifiers.convs["xy"].weight)  # 25 different classifiers
+    box.load_state_dict(whole.state_dict())
+    trained = whole(planes(64, 96), boxes, expanded=True)[..., 2:12, 2:12]
+    assert torch.allclose(box(planes(64, 96), boxes, expanded=False), trained, atol=1e-3)
+
+
 def foreground(boxes: list, masks: torch.Tensor, **fields):
     from detectron2.structures import BitMasks, Boxes, Instances
 
