@@ -157,14 +157,21 @@ HEADERS = {
 
 
 def markdown(rows: list[dict]) -> str:
-    """One line a contender; the ratio is that of its total to the first contender's."""
-    parts = [p for p in dict.fromkeys(p for r in rows for p in r["seconds"]) if p != "total"]
+    """One line a contender; the ratio is that of its total to the first contender's.
+
+    A row with a name alone has empty cells.
+    """
+    measured = [row for row in rows if "seconds" in row]
+    parts = list(dict.fromkeys(part for row in measured for part in row["seconds"]))[1:]
     counts = [key for key in HEADERS if any(key in row for row in rows)]
     header = ["", "total (s)", "quartiles", "ratio", *(f"{part} (s)" for part in parts)]
     header += [HEADERS[key] for key in counts]
-    first = rows[0]["seconds"]["total"]["median"]
+    first = measured[0]["seconds"]["total"]["median"]
     lines = [header, ["---"] * len(header)]
     for row in rows:
+        if row not in measured:
+            lines.append([row["name"], *[""] * (len(header) - 1)])
+            continue
         seconds, total = row["seconds"], row["seconds"]["total"]
         lines.append(
             [
