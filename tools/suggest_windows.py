@@ -205,6 +205,7 @@ def plot(now: Fit, suggested: Fit, boxes: Tensor, title: str) -> plt.Figure:
         axis.set_major_locator(FixedLocator(ticks))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_locator(NullLocator())
+    left.margins(y=0.25)  # room for the legend
     left.legend(loc="upper left")
     ious = np.linspace(0.3, 1, 141)
     for choice, colour, name in ((now, NOW, "now"), (suggested, SUGGESTED, "suggested")):
