@@ -244,11 +244,13 @@ def benchmark_section(content: dict, names: list[str]) -> str:
 
 
 def cell(values: Sequence[float | None], digits: int = 1) -> str:
-    """Mean and standard deviation over the seeds."""
+    """Mean and standard deviation over the seeds; a single whole number stays one."""
     if not values:
         return ""
     if None in values:
         return "–"
+    if len(values) == 1 and isinstance(values[0], int):
+        return str(values[0])
     mean = f"{statistics.mean(values):.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 

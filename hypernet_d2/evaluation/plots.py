@@ -18,6 +18,7 @@ __all__ = ["plot_precision", "plot_recall"]
 # differences, for prints without colour.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":")
+MOST_INCHES, MOST_LABELS = 30, 90
 HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++")
 
 
@@ -83,7 +84,7 @@ def plot_precision(
     """
     metrics = list(dict.fromkeys(metric for values in models.values() for metric in values))
     bars = len(metrics) * len(models)
-    figure = _figure(max(6, 0.32 * bars + 0.25 * len(metrics) + 1), 4)
+    figure = _figure(min(max(6, 0.32 * bars + 0.25 * len(metrics) + 1), MOST_INCHES), 4)
     ax = figure.subplots()
     width = 0.84 / len(models)
     for i, (name, values) in enumerate(models.items()):
@@ -97,8 +98,10 @@ def plot_precision(
             color=COLORS[i % len(COLORS)], hatch=HATCHES[i % len(HATCHES)], edgecolor="white",
             linewidth=0, error_kw=whiskers,
         )  # fmt: skip
-        ax.bar_label(drawn, ["" if np.isnan(h) else f"{h:.0f}" for h in heights], fontsize=7)
-    ax.set_xticks(range(len(metrics)), metrics, rotation=30 if len(metrics) > 8 else 0)
+        if bars <= MOST_LABELS:
+            ax.bar_label(drawn, ["" if np.isnan(h) else f"{h:.0f}" for h in heights], fontsize=7)
+    ax.set_xticks(range(len(metrics)), metrics, rotation=90 if len(metrics) > 8 else 0)
+    ax.margins(x=0.01)
     ax.set(title=title, ylabel="average precision (%)", ylim=(0, 105))
     ax.grid(axis="y", alpha=0.3)
     ax.set_axisbelow(True)
