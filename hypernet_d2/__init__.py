@@ -35,6 +35,7 @@ def __getattr__(name: str):
         "layers",
         "model_zoo",
         "modeling",
+        "utils",
     ):
         return import_module(f"{__name__}.{name}")
     if name == "add_hypernet_config":

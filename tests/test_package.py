@@ -65,6 +65,7 @@ def test_wheel_holds_every_module_and_config(tmp_path):
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "hypernet_d2").rglob("*.py")}
     configs = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
     assert modules <= names
+    assert "hypernet_d2/py.typed" in names
     assert {f"hypernet_d2/model_zoo/{name}" for name in configs} <= names
     assert not [name for name in names if name.startswith(("tests/", "tools/", "demo/"))]
 
@@ -74,7 +75,7 @@ def test_layers_and_deploy_import_without_detectron2_and_the_rest_says_how_to_ge
         import importlib, sys
         sys.modules["detectron2"] = None
         import hypernet_d2, hypernet_d2.layers, hypernet_d2.deploy
-        for name in ("config", "engine", "model_zoo", "modeling"):
+        for name in ("config", "engine", "model_zoo", "modeling", "utils"):
             for load in (
                 lambda: importlib.import_module("hypernet_d2." + name),
                 lambda: getattr(hypernet_d2, name),

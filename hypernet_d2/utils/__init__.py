@@ -1,1 +1,3 @@
 """Drawing; named as in detectron2."""
+
+from .. import _detectron2  # noqa: F401
