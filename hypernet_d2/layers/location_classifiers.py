@@ -17,14 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 __all__ = ["LocationClassifiers", "interpolation_weights"]
 
 
-def interpolation_weights(grid_size: int, heatmap_size: int, margin: float = 0.0) -> Tensor:
+def interpolation_weights(grid_size: int, heatmap_size: int, margin: float = 0.0) -> NDArray:
     """How much each classifier counts at each position along an axis.
 
     With no margin these are the weights of bilinear interpolation (``align_corners=False``) from
@@ -35,12 +37,13 @@ def interpolation_weights(grid_size: int, heatmap_size: int, margin: float = 0.0
             lengths of the heat map.
 
     Returns:
-        (K, M); a column has at most two values that are not zero, and they sum to one.
+        (K, M); a column has at most two values that are not zero, and they sum to one. Of NumPy, so
+        that capturing a graph does not touch it.
     """
-    position = (torch.arange(heatmap_size) + 0.5) / heatmap_size
+    position = (np.arange(heatmap_size) + 0.5) / heatmap_size
     position = (position + margin) / (1 + 2 * margin) * grid_size - 0.5
-    distance = position.clamp(0, grid_size - 1) - torch.arange(grid_size)[:, None]
-    return (1 - distance.abs()).clamp(min=0)
+    distance = position.clip(0, grid_size - 1) - np.arange(grid_size)[:, None]
+    return (1 - np.abs(distance)).clip(min=0)
 
 
 class LocationClassifiers(nn.Module):
@@ -117,11 +120,10 @@ class LocationClassifiers(nn.Module):
             (R, L, M, M).
         """
         if classes is None:
-            classes = rois.new_zeros(len(rois), dtype=torch.int64)
+            classes = rois.new_zeros(rois.shape[0], dtype=torch.int64)
         present, index = self._present(classes)
-        starts, weights = self._windows(margin)
-        length = weights.shape[1]
-        windows = self._window_rois(rois, index, len(present), starts, length)
+        starts, length, weights = self._windows(margin)
+        windows = self._window_rois(rois, index, present.shape[0], starts, length)
         bias = self._bias(classes, box_bias)
         responses = bias.flatten(0, 1)[:, :, None, None]
         for name, conv in self.convs.items():
@@ -131,25 +133,29 @@ class LocationClassifiers(nn.Module):
             responses = responses + roi_align(
                 x.to(windows.dtype), windows, length, 1 / self.strides[name], 1, aligned=True
             )
-        return self._interpolate(responses, starts, weights.to(responses))
+        return self._interpolate(responses, starts, length, weights.to(responses))
 
     def _present(self, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Classes that occur (U,), at least one, and for each box its index among them (R,)."""
-        if self.num_classes == 1 or classes.numel() == 0:
-            return classes.new_zeros(1), classes
-        return classes.unique(return_inverse=True)
+        """Classes that occur, and the first one (U,), and for each box its index in them (R,).
 
-    def _windows(self, margin: float) -> tuple[list[int], Tensor]:
-        """First position (K) at which each classifier may count, and its weights (K, S) from there.
+        The first is there so that there is one even without boxes, in a traced model too.
+        """
+        if self.num_classes == 1:
+            return classes.new_zeros(1), classes
+        present, index = torch.cat([classes, classes.new_zeros(1)]).unique(return_inverse=True)
+        return present, index[:-1]
+
+    def _windows(self, margin: float) -> tuple[list[int], int, Tensor]:
+        """First position (K) at which each classifier may count, S, and its weights (K, S) there.
 
         All windows have the length of the longest, so that they make one batch.
         """
         weights = interpolation_weights(self.grid_size, self.heatmap_size, margin)
-        counts = [row.nonzero().flatten().tolist() for row in weights > 0]
-        length = max(row[-1] - row[0] + 1 if row else 1 for row in counts)
-        starts = [min(row[0] if row else 0, self.heatmap_size - length) for row in counts]
+        counts = [np.flatnonzero(row).tolist() or [0] for row in weights]
+        length = max(row[-1] - row[0] + 1 for row in counts)
+        starts = [min(row[0], self.heatmap_size - length) for row in counts]
         windows = [row[a : a + length] for row, a in zip(weights, starts, strict=True)]
-        return starts, torch.stack(windows)
+        return starts, length, torch.from_numpy(np.stack(windows))
 
     def _window_rois(
         self, rois: Tensor, index: Tensor, num_present: int, starts: list[int], length: int
@@ -174,14 +180,15 @@ class LocationClassifiers(nn.Module):
         bias = self.bias.view(shape)[0, classes]
         if box_bias is None:
             return bias
-        boxes = torch.arange(len(classes), device=classes.device)
+        boxes = torch.arange(classes.shape[0], device=classes.device)
         return bias + box_bias.reshape(shape)[boxes, classes]
 
-    def _interpolate(self, responses: Tensor, starts: list[int], weights: Tensor) -> Tensor:
+    def _interpolate(
+        self, responses: Tensor, starts: list[int], length: int, weights: Tensor
+    ) -> Tensor:
         """Responses in the windows (R * K * K, L, S, S) to heat maps (R, L, M, M)."""
         k, m = self.grid_size, self.heatmap_size
-        s = weights.shape[1]
-        x = responses.view(-1, k, k, self.num_labels, s, s)
+        x = responses.view(-1, k, k, self.num_labels, length, length)
         x = x * weights[:, None, None, :, None] * weights[None, :, None, None, :]
         return _overlap_add(_overlap_add(x, starts, m), starts, m)
 

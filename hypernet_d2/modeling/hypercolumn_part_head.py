@@ -39,7 +39,7 @@ class HypercolumnPartHead(HypercolumnMaskHead):
 
     def inference(self, logits: Tensor, instances: list[Instances]) -> None:
         """Add ``pred_part_masks`` and ``pred_masks`` to the instances."""
-        probabilities = logits.sigmoid().split([len(x) for x in instances])
+        probabilities = logits.sigmoid().split([x.pred_boxes.tensor.shape[0] for x in instances])
         for one, found in zip(instances, probabilities, strict=True):
             one.pred_part_masks = found
             one.pred_masks = found.amax(1, keepdim=True)

@@ -162,7 +162,8 @@ def _check_features(in_features: list[str], input_shape: Mapping[str, ShapeSpec]
     if isinstance(input_shape, ShapeSpec):
         raise ValueError(
             "a hypercolumn head reads whole maps, not pooled regions: set POOLER_TYPE of its node "
-            '(MODEL.ROI_MASK_HEAD or MODEL.ROI_KEYPOINT_HEAD) to ""'
+            '(MODEL.ROI_MASK_HEAD or MODEL.ROI_KEYPOINT_HEAD) to "", in StandardROIHeads or '
+            "HyperNetROIHeads"
         )
     missing = [name for name in in_features if name not in input_shape]
     if missing:

@@ -74,7 +74,7 @@ def test_a_score_is_the_hypercolumn_times_the_interpolated_classifier(grid_size,
 @pytest.mark.parametrize("grid_size, size", [(1, 7), (5, 50), (10, 50), (3, 8), (6, 6)])
 def test_classifiers_are_interpolated_as_torch_interpolates(grid_size, size):
     values = torch.randn(1, 1, grid_size)
-    weights = interpolation_weights(grid_size, size)
+    weights = torch.from_numpy(interpolation_weights(grid_size, size)).float()
     expected = F.interpolate(values, size=size, mode="linear", align_corners=False)
     assert torch.allclose(values @ weights, expected, atol=1e-5)
 
@@ -100,14 +100,14 @@ def test_a_kernel_larger_than_one_is_a_convolution_of_the_map():
     assert torch.allclose(layer(features, roi)[0, 0], expected, atol=1e-4)
 
 
-def test_only_classes_that_occur_are_run(monkeypatch):
+def test_only_the_first_class_and_those_that_occur_are_run(monkeypatch):
     layer = classifiers(num_classes=20)
     channels, conv2d = [], F.conv2d
     monkeypatch.setattr(
         F, "conv2d", lambda x, w, **kwargs: channels.append(len(w)) or conv2d(x, w, **kwargs)
     )
     layer(maps(), torch.tensor([[0, 0.0, 0, 8, 8]] * 3), torch.tensor([7, 3, 7]))
-    assert channels == [2 * 25] * 2
+    assert channels == [3 * 25] * 2
 
 
 @pytest.mark.parametrize("num_classes", [1, 4])

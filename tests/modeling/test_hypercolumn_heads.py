@@ -142,6 +142,40 @@ def test_an_image_of_a_batch_has_the_predictions_it_has_alone(head):
     assert len(together[2]) == 1
 
 
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # the size of the image is fixed
+def test_a_traced_model_follows_the_image(head):
+    from detectron2.export import TracingAdapter
+
+    agnostic = ["MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", False]
+    thresholds = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.09, "MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.2]
+    model = build(head, *thresholds, *agnostic).eval()
+    for p in model.roi_heads.parameters():
+        torch.nn.init.normal_(p, std=0.03)
+
+    def detect(model, inputs):
+        return [{"instances": model.inference(inputs, do_postprocess=False)[0]}]
+
+    first, *others = torch.rand(8, 3, 64, 96) * 255
+    with torch.no_grad():
+        adapter = TracingAdapter(model, [{"image": first}], detect)
+        traced = torch.jit.trace(adapter, (first,), check_trace=False)
+        second = next(x for x in others if len(adapter(x)[0]) != len(adapter(first)[0]))
+        for ours, theirs in zip(traced(second), adapter(second), strict=True):
+            assert torch.allclose(ours.float(), theirs.float(), atol=1e-3)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_it_trains_in_reduced_precision(head):
+    from detectron2.utils.events import EventStorage
+
+    model = build(head)
+    with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(inputs_with_truth((64, 64)))
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
 def planes(h: int, w: int) -> dict[str, torch.Tensor]:
     """A map of stride 4 whose two channels are x and y of the cells' centres, in pixels."""
     y, x = torch.meshgrid(torch.arange(h // 4), torch.arange(w // 4), indexing="ij")
