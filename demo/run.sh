@@ -23,7 +23,7 @@ if [ -n "$hide" ]; then
     echo "==> demo: without detectron2, $model, which ships with the project, on the digits"
     python -W ignore -c "$hide
 from hypernet_d2.deploy.evaluate import main
-sys.exit(main())" "$model" "$digits/annotations.json" "$digits" --threshold 0.3 --sheet "$sheet"
+sys.exit(main())" "$model" "$digits/annotations.json" "$digits" --sheet "$sheet"
     python -c "$hide
 import hypernet_d2
 print('==> demo: training', hypernet_d2.DETECTRON2_HELP, end=', ')"

@@ -116,8 +116,9 @@ def add_hypernet_config(cfg: CN) -> None:
     # The box's own feature, which adds a bias to each classifier (fc7 of the paper): the last map,
     # RoIAligned to this size, a 3x3 convolution, a fully connected layer.
     hyper.HYPERCOLUMN.POOLER_RESOLUTION = 7
+    # Channels of that convolution.
     hyper.HYPERCOLUMN.CONV_DIM = 64
-    # Width of that layer; 0 leaves the whole box feature out.
+    # Width of that fully connected layer; 0 leaves the whole box feature out.
     hyper.HYPERCOLUMN.FC_DIM = 1024
     # Number of part labels of HypercolumnPartHead.
     hyper.HYPERCOLUMN.NUM_PARTS = 3

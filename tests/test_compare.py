@@ -64,7 +64,7 @@ def write_recall(path: Path, recall: float) -> None:
 def test_a_report_of_two_models(compare, tmp_path):
     a1 = write_run(tmp_path / "a1", 50, seed=1, recall=60)
     a2 = write_run(tmp_path / "a2", 54, seed=-1, recall=64)
-    b = write_run(tmp_path / "b", 40)
+    b = write_run(tmp_path / "b", 40.0)
     row = {"name": "A", "seconds": {"total": {"median": 2.0, "q1": 1.5, "q3": 2.5},
            "trunk": {"median": 1.25, "q1": 1, "q3": 1}}, "peak_memory_mb": 321.0}  # fmt: skip
     speed = {"benchmark": "inference", "device": "CPU", "rows": [{**row, "name": "C"}, row]}

@@ -54,7 +54,7 @@ def parse(words: list[str], monkeypatch) -> argparse.Namespace:
         raise Parsed(read(self, args, namespace))
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [str((ROOT / words[0]).parent), *sys.path])
     with pytest.raises(Parsed) as caught:
         if words[0] == "-m":
             monkeypatch.setattr(sys, "argv", words[1:])

@@ -273,7 +273,7 @@ def build_stock(*opts):
     ("arguments", "message"),
     [
         (["--format", "torchscript"], "torchscript: PyTorch gave TorchScript up"),
-        (["--format", "torch_export", "--half-weights"], "--half-weights goes with --format onnx"),
+        (["--format", "torch_export", "--time", "3"], "--time needs an image: --check IMAGE"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(

@@ -31,8 +31,8 @@ from hypernet_d2.engine import HyperNetCheckpointer, setup_cfg
 from hypernet_d2.modeling import ExportableDetector
 from hypernet_d2.modeling.export import capture, write_onnx, write_torch
 
-# Of scores, and of boxes in pixels: what the order of additions, or 16 bits a weight, explain.
-TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
+# Of scores, and of boxes in pixels: what the order of additions explains.
+TOLERANCE = 1e-3
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -47,12 +47,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar=("H", "W"),
         help="canvas in pixels; larger images are made to fit it, smaller ones padded "
         "(default: INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST)",
-    )
-    parser.add_argument(
-        "--half-weights",
-        action="store_true",
-        help="round the weights to 16 bits, for an ONNX file of half the size; it computes with "
-        "32 bits all the same",
     )
     parser.add_argument(
         "--check",
@@ -76,8 +70,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--format torchscript: PyTorch gave TorchScript up for torch.export; use that")
     if args.time and not args.check:
         parser.error("--time needs an image: --check IMAGE")
-    if args.half_weights and args.format != "onnx":
-        parser.error("--half-weights goes with --format onnx")
     if args.format == "onnx":
         needed = ("onnx", "onnxscript", "onnxruntime")  # the last to see that the file works
         missing = [name for name in needed if find_spec(name) is None]
@@ -193,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     stem = args.output / Path(args.config_file).stem
     program = capture(detector, info)
     if args.format == "onnx":
-        path = write_onnx(program, info, stem, half=args.half_weights)
+        path = write_onnx(program, info, stem)
     else:
         path = write_torch(program, info, stem)
     exported = Detector(path, threads=1 if args.time else None)
@@ -206,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(1)
         contenders = {args.format: exported, "detectron2": predictor}
         time_in_turns(contenders, read_image(images[0]), args.time)
-    return 0 if worst <= (HALF_TOLERANCE if args.half_weights else TOLERANCE) else 1
+    return 0 if worst <= TOLERANCE else 1
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("images", type=Path, help="folder of the images")
     parser.add_argument("--sheet", type=Path, help="contact sheet to write, .png or .jpg")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score on it (0.5)")
-    parser.add_argument("--json", type=Path, help="file to write the metrics to")
+    parser.add_argument("--json", type=Path, help="file to write the AP to, null where undefined")
     args = parser.parse_args(argv)
     try:
         detector = Detector(args.model)
@@ -181,7 +181,8 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     if args.json:
-        args.json.write_text(json.dumps(metrics, indent=2) + "\n")
+        numbers = {k: None if np.isnan(v) else round(v, 2) for k, v in metrics.items()}
+        args.json.write_text(json.dumps(numbers, indent=2) + "\n")
     print(f"{len(detections)} images: " + ", ".join(f"{k} {v:.1f}" for k, v in metrics.items()))
     return 0
 

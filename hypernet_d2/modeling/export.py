@@ -39,10 +39,8 @@ def write_torch(program: ExportedProgram, info: ModelInfo, stem: Path) -> Path:
     return path
 
 
-def write_onnx(
-    program: ExportedProgram, info: ModelInfo, stem: Path, *, half: bool = False
-) -> Path:
-    """Write STEM.onnx; its large constants rounded to 16 bits where `half` is true."""
+def write_onnx(program: ExportedProgram, info: ModelInfo, stem: Path) -> Path:
+    """Write STEM.onnx."""
     path = stem.with_suffix(".onnx")
     result = torch.onnx.export(
         program,
@@ -59,8 +57,7 @@ def write_onnx(
     model.graph.metadata_props.clear()
     model.metadata_props.clear()
     model.metadata_props[KEY] = info.to_json()
-    if half:
-        _store_as_half(model)
+    _shrink(model)
     result.save(path, external_data=False)
     return path
 
@@ -98,20 +95,81 @@ def _translations() -> dict[Callable, Callable]:
     }
 
 
-def _store_as_half(model) -> None:
-    """Keep the large constants of an ONNX graph in 16 bits, and widen them when it is loaded."""
-    import onnx_ir
+def _shrink(model) -> None:
+    """Store the large constants of an ONNX graph in fewer bytes, to the same values.
 
-    for name, value in list(model.graph.initializers.items()):
-        if value.dtype != onnx_ir.DataType.FLOAT or value.const_value.size < 1024:
+    The plans of the windows hold few numbers among many zeros, and whole numbers in 64 bits.
+    onnxruntime brings them to their full size when it loads the file.
+    """
+    from onnx_ir.passes.common import DeduplicateInitializersPass
+
+    DeduplicateInitializersPass(size_limit=1 << 40)(model)
+    for value in list(model.graph.initializers.values()):
+        array = value.const_value.numpy()
+        if array.nbytes < 4096:
             continue
-        stored = onnx_ir.Value(
-            name=f"{name}_half",
-            const_value=onnx_ir.tensor(value.const_value.numpy().astype(np.float16)),
+        narrow = _narrowest(array)
+        if narrow.dtype != array.dtype:
+            tape = _Tape(model, value.name)
+            full = tape.cast(tape.constant(narrow), value.dtype)
+        elif array.dtype == np.float32 and 2 * np.count_nonzero(array) < array.size:
+            tape = _Tape(model, value.name)
+            full = tape.scatter(array)
+        else:
+            continue
+        full.dtype, full.shape = value.dtype, value.shape
+        value.replace_all_uses_with(full)
+        del model.graph.initializers[value.name]
+        for node in reversed(tape.nodes):
+            model.graph.insert_before(model.graph[0], node)
+
+
+def _narrowest(array: np.ndarray) -> np.ndarray:
+    """The same whole numbers in the smallest type that holds them; other arrays as they are."""
+    if array.dtype not in (np.int64, np.float32) or (array != np.trunc(array)).any():
+        return array
+    for dtype in (np.uint8, np.int16, np.uint16, np.int32):
+        limits = np.iinfo(dtype)
+        if limits.min <= array.min() and array.max() <= limits.max:
+            if np.dtype(dtype).itemsize < array.itemsize:
+                return array.astype(dtype)
+    return array
+
+
+class _Tape:
+    """New nodes of a graph, in order."""
+
+    def __init__(self, model, name: str):
+        self.model, self.name, self.nodes = model, name, []
+
+    def constant(self, array: np.ndarray):
+        import onnx_ir
+
+        name = f"{self.name}.{len(self.model.graph.initializers)}"
+        tensor = onnx_ir.tensor(array, name=name)
+        value = onnx_ir.Value(
+            name=name, const_value=tensor, shape=tensor.shape, type=onnx_ir.TensorType(tensor.dtype)
         )
-        cast = onnx_ir.node("Cast", [stored], attributes={"to": onnx_ir.DataType.FLOAT})
-        cast.outputs[0].dtype, cast.outputs[0].shape = value.dtype, value.shape
-        value.replace_all_uses_with(cast.outputs[0])
-        del model.graph.initializers[name]
-        model.graph.initializers[stored.name] = stored
-        model.graph.insert_before(model.graph[0], cast)
+        self.model.graph.initializers[name] = value
+        return value
+
+    def add(self, operator: str, *inputs, **attributes):
+        import onnx_ir
+
+        node = onnx_ir.node(operator, list(inputs), attributes)
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def cast(self, value, dtype):
+        return self.add("Cast", value, to=dtype)
+
+    def scatter(self, array: np.ndarray):
+        """An array of many zeros, from its other values and their places."""
+        import onnx_ir
+
+        (places,) = np.nonzero(array.ravel())
+        index = self.cast(self.constant(_narrowest(places)), onnx_ir.DataType.INT64)
+        zeros = self.add("ConstantOfShape", self.constant(np.array([array.size])))
+        values = self.constant(array.ravel()[places])
+        flat = self.add("ScatterElements", zeros, index, values)
+        return self.add("Reshape", flat, self.constant(np.array(array.shape)))

@@ -251,7 +251,9 @@ def test_pictures_are_drawn_while_training():
 def test_dropout_is_the_papers_and_only_in_training():
     from torch import nn
 
-    head = build("MODEL.HYPERNET.BOX_HEAD.CONV_BEFORE_POOLING", False).roi_heads.box_head
+    node = "MODEL.HYPERNET.BOX_HEAD"
+    opts = [f"{node}.CONV_BEFORE_POOLING", False, f"{node}.DROPOUT", 0.25]
+    head = build(*opts).roi_heads.box_head
     assert [m.p for m in head.modules() if isinstance(m, nn.Dropout)] == [0.25, 0.25]
     x = torch.randn(4, 18, 5, 5)
     assert not torch.equal(head.train()(x), head(x))

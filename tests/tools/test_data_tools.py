@@ -193,7 +193,7 @@ def test_windows_of_another_proposal_generator_are_refused(windows, tmp_path):
         windows["main"](["--config-file", str(config)])
 
 
-def test_another_number_of_classes_is_named_before_training(tmp_path):
+def test_more_classes_than_the_roi_heads_have_are_named_before_training(tmp_path):
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.data.datasets import register_coco_instances
 
@@ -206,19 +206,19 @@ def test_another_number_of_classes_is_named_before_training(tmp_path):
             {
                 "images": [{"id": 1, "file_name": "x.png", "height": 64, "width": 64}],
                 "annotations": [{**box, "iscrowd": 0}],
-                "categories": [{"id": 5, "name": "cell"}],
+                "categories": [{"id": 5 + i, "name": f"cell {i}"} for i in range(4)],
             }
         )
     )
-    register_coco_instances("one_cell", {}, str(tmp_path / "x.json"), str(tmp_path))
+    register_coco_instances("cells", {}, str(tmp_path / "x.json"), str(tmp_path))
     try:
-        cfg = tiny_cfg("DATASETS.TRAIN", ("one_cell",), "DATASETS.TEST", ("one_cell",))
+        cfg = tiny_cfg("DATASETS.TRAIN", ("cells",), "DATASETS.TEST", ("cells",))
         for build in (
             lambda: Trainer.build_train_loader(cfg),
-            lambda: Trainer.build_test_loader(cfg, "one_cell"),
+            lambda: Trainer.build_test_loader(cfg, "cells"),
         ):
-            with pytest.raises(ValueError, match="NUM_CLASSES is 3, but .*'one_cell' has 1: cell"):
+            with pytest.raises(ValueError, match="NUM_CLASSES is 3, but .*'cells' has 4: cell 0,"):
                 build()
     finally:
-        DatasetCatalog.remove("one_cell")
-        MetadataCatalog.remove("one_cell")
+        DatasetCatalog.remove("cells")
+        MetadataCatalog.remove("cells")
