@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ pytestmark = pytest.mark.detectron2
 
 ROOT = Path(__file__).resolve().parents[1]
 HYPERNET, FPN = (
-    str(ROOT / f"configs/BCCD-Detection/{name}.yaml")
+    shlex.quote(str(ROOT / f"configs/BCCD-Detection/{name}.yaml"))
     for name in ("hypernet_R_18", "faster_rcnn_R_18_FPN")
 )
 HEADS = ["MODEL.ROI_MASK_HEAD.CONV_DIM", 8, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (8,)]
