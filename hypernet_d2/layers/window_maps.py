@@ -20,8 +20,12 @@ Maps = dict[tuple[int, int], Tensor]  # {(kh, kw): (H', t, O, W', t)}
 
 
 def values_per_step(device: torch.device) -> int:
-    """How many values to work on at once: so many stay in a CPU's cache, or keep a GPU busy."""
-    return 1 << 19 if device.type == "cpu" else 1 << 25
+    """How many values to work on at once: so many stay in a CPU's cache, or keep a GPU busy.
+
+    A graph that is captured gets every step as nodes of its own, so it has few and large ones.
+    """
+    in_cache = device.type == "cpu" and not torch.compiler.is_compiling()
+    return 1 << 19 if in_cache else 1 << 25
 
 
 def projected_maps(
