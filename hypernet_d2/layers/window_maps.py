@@ -96,8 +96,9 @@ def _projected_maximum(
 def _bins_side_by_side(cells: Tensor, plan: ShapePlan, taps: Tensor | None) -> Tensor:
     """Returns the pooled bins of all windows of a shape, projected: (ny * P, t, O, nx * P, t)."""
     rows, columns = plan.rows.bins, plan.columns.bins
-    # Few launches suit a GPU, few passes over the map a CPU.
-    row_maxima = range_max if cells.is_cuda else span_max
+    # Few launches suit a GPU, and few nodes a captured graph; few passes over the map a CPU.
+    few = cells.is_cuda or torch.compiler.is_compiling()
+    row_maxima = range_max if few else span_max
     step = max(1, values_per_step(cells.device) // cells[0].numel())
     strips = []
     for first in range(0, len(rows.spans), step):
