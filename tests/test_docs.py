@@ -20,6 +20,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 SHELL_VARIABLES = {"name": "vgg16", "file": "vgg16.pth"}  # of the loop in docs/MODEL_ZOO.md
+# What scripts may import that not every installation has (the extras of setup.py).
+OPTIONAL = {"gradio", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pycocotools", "sklearn"}
 USERS_FILES = {"my_config.yaml", "my_data.py"}  # that docs/CUSTOM_DATA.md has the reader write
 
 
@@ -55,14 +57,21 @@ def parse(words: list[str], monkeypatch) -> argparse.Namespace:
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
     monkeypatch.setattr(sys, "path", [str((ROOT / words[0]).parent), *sys.path])
-    with pytest.raises(Parsed) as caught:
+    try:
         if words[0] == "-m":
             monkeypatch.setattr(sys, "argv", words[1:])
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         else:
             monkeypatch.setattr(sys, "argv", [str(ROOT / words[0]), *words[1:]])
             runpy.run_path(sys.argv[0], run_name="__main__")
-    return caught.value.args[0]
+    except Parsed as parsed:
+        return parsed.args[0]
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in OPTIONAL:
+            pytest.skip(f"{words[0]} needs {package}, which is not installed")
+        raise
+    raise AssertionError(f"{words[0]} reads no command line")
 
 
 PYTHON_COMMANDS = [c for c in commands("python") if c.values[0][:2] != ["-m", "pytest"]]
@@ -86,6 +95,15 @@ def test_command_is_understood_and_its_config_and_keys_exist(words, monkeypatch)
     if len(opts) > 1:
         path = str(ROOT / config) if known and config else ""
         setup_cfg(argparse.Namespace(config_file=path, opts=opts))
+
+
+def test_only_the_script_whose_optional_package_is_missing_is_left_out(monkeypatch, tmp_path):
+    script = tmp_path / "script.py"
+    for package, outcome in (("gradio", pytest.skip.Exception), ("numpi", ModuleNotFoundError)):
+        monkeypatch.setitem(sys.modules, package, None)
+        script.write_text(f"import {package}")
+        with pytest.raises(outcome, match=package):
+            parse([str(script), "--help"], monkeypatch)
 
 
 @pytest.mark.parametrize("words", PYTHON_COMMANDS)

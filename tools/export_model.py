@@ -62,14 +62,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="ROUNDS",
-        help="time the file and detectron2 in turns on the first --check image, with one thread",
+        help="time the file and detectron2 in turns on the first --check image",
     )
+    parser.add_argument("--threads", type=int, default=1, help="of --time (default: 1)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ..., as in train_net.py")
     args = parser.parse_args(argv)
     if args.format == "torchscript":
         parser.error("--format torchscript: PyTorch gave TorchScript up for torch.export; use that")
     if args.time and not args.check:
         parser.error("--time needs an image: --check IMAGE")
+    if args.threads < 1:
+        parser.error(f"--threads {args.threads}: expected 1 or more")
     if args.format == "onnx":
         needed = ("onnx", "onnxscript", "onnxruntime")  # the last to see that the file works
         missing = [name for name in needed if find_spec(name) is None]
@@ -144,7 +147,9 @@ def check(detector: Detector, predictor: DefaultPredictor, images: list[Path]) -
     return worst
 
 
-def time_in_turns(contenders: dict[str, Callable], image: np.ndarray, rounds: int) -> None:
+def time_in_turns(
+    contenders: dict[str, Callable], image: np.ndarray, rounds: int, threads: int
+) -> None:
     """Print the median and the range of each contender's seconds, after a warm-up."""
     seconds = {name: [] for name in contenders}
     for turn in range(rounds + 1):
@@ -156,7 +161,7 @@ def time_in_turns(contenders: dict[str, Callable], image: np.ndarray, rounds: in
     for name, values in seconds.items():
         print(
             f"{name}: {statistics.median(values):.4f} s "
-            f"({min(values):.4f} to {max(values):.4f}, {rounds} rounds, one thread)"
+            f"({min(values):.4f} to {max(values):.4f}; {rounds} rounds, threads: {threads})"
         )
 
 
@@ -188,16 +193,16 @@ def main(argv: list[str] | None = None) -> int:
         path = write_onnx(program, info, stem)
     else:
         path = write_torch(program, info, stem)
-    exported = Detector(path, threads=1 if args.time else None)
+    exported = Detector(path, threads=args.threads if args.time else None)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for images of {info.canvas} pixels")
     if not images:
         return 0
     predictor = DefaultPredictor(cfg)
     worst = check(exported, predictor, images)
     if args.time:
-        torch.set_num_threads(1)
+        torch.set_num_threads(args.threads)
         contenders = {args.format: exported, "detectron2": predictor}
-        time_in_turns(contenders, read_image(images[0]), args.time)
+        time_in_turns(contenders, read_image(images[0]), args.time, args.threads)
     return 0 if worst <= TOLERANCE else 1
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-__all__ = ["draw_detections", "fit_size", "read_image", "resize"]
+__all__ = ["draw_detections", "fit_size", "place_label", "read_image", "resize"]
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -95,24 +95,52 @@ def draw_detections(
     short = min(image.shape[:2])
     font = ImageFont.load_default(max(10, short // 28))
     width = max(1, short // 250)
-    colours = [0] * len(boxes) if colours is None else colours
+    colours = [
+        _colour(int(number)) for number in ([0] * len(boxes) if colours is None else colours)
+    ]
     # The best ones come first, and are drawn last, over the others.
-    for box, label, number in reversed(list(zip(boxes.tolist(), labels, colours, strict=True))):
-        colour = _colour(int(number))
+    for box, colour in reversed(list(zip(boxes.tolist(), colours, strict=True))):
         draw.rectangle(box, outline=colour, width=width)
+    taken: list[tuple[float, float, float, float]] = []
+    for box, label, colour in zip(boxes.tolist(), labels, colours, strict=True):
         if label:
-            _draw_label(draw, box, label, colour, font, image.shape[:2])
+            _, _, right, bottom = draw.textbbox((0, 0), label, font=font)
+            x, y = place_label(box, (right + 2, bottom + 2), picture.size, taken)
+            draw.rectangle(taken[-1], fill=colour)
+            draw.text((x + 1, y), label, fill=(0, 0, 0), font=font)
     return np.asarray(picture)
 
 
-def _draw_label(draw, box, label, colour, font, size) -> None:
-    left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
-    w, h = right + 2, bottom + 2
-    x = max(0, min(box[0], size[1] - w))
-    # Above the box; where there is no room, below it; else inside.
-    y = box[1] - h if box[1] >= h else (box[3] if box[3] + h <= size[0] else box[1])
-    draw.rectangle((x, y, x + w, y + h), fill=colour)
-    draw.text((x + 1, y), label, fill=(0, 0, 0), font=font)
+def place_label(
+    box: Sequence[float],
+    label: tuple[float, float],
+    picture: tuple[float, float],
+    taken: list[tuple[float, float, float, float]],
+) -> tuple[float, float]:
+    """Where a box's label goes: above the box, below it or at its top, within the picture.
+
+    It is the first of these places that hides no label before it, and the first at all where each
+    hides one.
+
+    Args:
+        box: x0, y0, x1, y1.
+        label, picture: width and height.
+        taken: the places of the labels before, x0, y0, x1, y1; this one's is added.
+
+    Returns:
+        x and y of the label's top left corner.
+    """
+    (x0, y0, _, y1), (width, height) = box, label
+    x = max(0, min(x0, picture[0] - width))
+    within = [y for y in (y0 - height, y1) if 0 <= y <= picture[1] - height]
+    places = [(x, y, x + width, y + height) for y in [*within, max(y0, 0)]]
+    free = (place for place in places if not any(_overlap(place, other) for other in taken))
+    taken.append(next(free, places[0]))
+    return taken[-1][:2]
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _colour(number: int) -> tuple[int, int, int]:

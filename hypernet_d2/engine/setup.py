@@ -8,6 +8,7 @@ import runpy
 from pathlib import Path
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import add_hypernet_config
@@ -44,6 +45,28 @@ def register_data(file: str | None) -> None:
     runpy.run_path(file)
 
 
+def check_keys_are_unique(file: str) -> None:
+    """
+    Raises:
+        ValueError: a mapping in the yaml file has a key twice; the lines are named.
+    """
+
+    def check(node: yaml.Node) -> None:
+        lines: dict[str, int] = {}
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ValueError(
+                    f"{file}: {key.value!r} stands in line {lines[key.value]} and again in line "
+                    f"{line}, where it would replace the first; expected one of them with all keys"
+                )
+            lines[key.value] = line
+            check(value)
+
+    if Path(file).is_file():  # else the config's own loader says what is wrong
+        check(yaml.compose(Path(file).read_text(encoding="utf-8")))
+
+
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """The config of ``args.config_file`` with ``args.opts`` merged in, not frozen.
 
@@ -55,13 +78,14 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     Raises:
         FileNotFoundError: if the config file or the data file is not there.
         KeyError: if the file names a key that does not exist.
-        ValueError: if an option names a key that does not exist, or the options are not pairs, or
-            a value has the wrong type.
+        ValueError: if the file has a key twice in one place, an option names a key that does not
+            exist, the options are not pairs, or a value has the wrong type.
     """
     register_data(getattr(args, "data", None))
     cfg = get_cfg()
     add_hypernet_config(cfg)
     if args.config_file:
+        check_keys_are_unique(args.config_file)
         cfg.merge_from_file(args.config_file)
     opts = list(args.opts or [])
     if len(opts) % 2:

@@ -48,9 +48,11 @@ def write_onnx(program: ExportedProgram, info: ModelInfo, stem: Path) -> Path:
         input_names=list(INPUTS),
         output_names=list(OUTPUTS),
         custom_translation_table=_translations(),
+        optimize=False,
         verbose=False,
     )
     model = result.model
+    _simplify(model)
     # Left over: names of Python's modules, and lines of code with their paths.
     for item in (*model.graph.all_nodes(), *model.graph.initializers.values()):
         item.metadata_props.clear()
@@ -93,6 +95,30 @@ def _translations() -> dict[Callable, Callable]:
         torch.ops.torchvision.roi_pool.default: roi_pool,
         torch.ops.aten.unfold.default: unfold,
     }
+
+
+def _simplify(model) -> None:
+    """What the exporter's optimisation does but for its rewriting.
+
+    That looks through the whole graph for each of its nodes, which takes hours for the thousands of
+    nodes of a large grid of windows. onnxruntime does such rewriting when it loads the file.
+    """
+    from onnx_ir.passes import common
+    from onnxscript.optimizer import fold_constants
+
+    common.InlinePass()(model)
+    fold_constants(model)
+    for simplify in (
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    ):
+        simplify(model)
 
 
 def _shrink(model) -> None:

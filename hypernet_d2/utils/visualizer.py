@@ -11,6 +11,8 @@ from detectron2.structures import BitMasks, BoxMode, Instances
 from detectron2.utils.visualizer import VisImage, Visualizer
 from matplotlib.collections import PolyCollection
 
+from ..deploy.images import place_label
+
 __all__ = ["BoxVisualizer", "class_colour", "score_colours"]
 
 _LEAST_FONT = 9.0  # points of the drawn picture, at matplotlib's 100 dots an inch
@@ -106,8 +108,9 @@ class BoxVisualizer(Visualizer):
         """Boxes (n, 4), x0, y0, x1, y1 in pixels of the image, each with its text and colour."""
         for box, colour in zip(boxes, colours, strict=True):
             self.draw_box(box, alpha=1.0, edge_color=colour)
+        taken: list[tuple[float, float, float, float]] = []
         for box, text in zip(boxes, texts, strict=True):
-            self._draw_label(box, text)
+            self._draw_label(box, text, taken)
         return self.output
 
     def class_name(self, label: int) -> str:
@@ -119,19 +122,14 @@ class BoxVisualizer(Visualizer):
         # Ten hues where the number of classes is not known.
         return class_colour(label % 10, 10) if names is None else class_colour(label, len(names))
 
-    def _draw_label(self, box: np.ndarray, text: str) -> None:
-        """Above the box, else below it, else at its top; always within the picture."""
+    def _draw_label(self, box: np.ndarray, text: str, taken: list) -> None:
+        """Always within the picture, and where it hides none of those in `taken`, if it can."""
         self.draw_text(
             text, (0, 0), font_size=self.font, color="white", horizontal_alignment="left"
         )
         label = self.output.ax.texts[-1]
         extent = label.get_window_extent(self.output.canvas.get_renderer())
         pad = 3 / self.output.scale  # of the label's background, and a line's width
-        width, height = (
-            side / self.output.scale + 2 * pad for side in (extent.width, extent.height)
-        )
-        x0, y0, _, y1 = box
-        below = y1 if y1 + height <= self.output.height else max(y0, 0)
-        y = y0 - height if y0 >= height else below
-        x = min(max(x0, 0), self.output.width - width)
-        label.set_position((max(x, 0) + pad, y + pad))
+        size = tuple(side / self.output.scale + 2 * pad for side in (extent.width, extent.height))
+        x, y = place_label(box, size, (self.output.width, self.output.height), taken)
+        label.set_position((x + pad, y + pad))

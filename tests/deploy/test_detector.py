@@ -18,7 +18,7 @@ from PIL import Image
 
 from hypernet_d2.deploy import Detector, ModelInfo, read_image
 from hypernet_d2.deploy.__main__ import main
-from hypernet_d2.deploy.images import draw_detections, fit_size
+from hypernet_d2.deploy.images import draw_detections, fit_size, place_label
 from hypernet_d2.deploy.torch_runner import check_archive
 
 from . import toy
@@ -296,6 +296,15 @@ def test_command_line_names_what_is_wrong(file, tmp_path, capsys):
     assert "none.png: no such image" in capsys.readouterr().err
     assert main([str(tmp_path / "none.onnx"), "x"]) == 2
     assert "none.onnx: no such model file" in capsys.readouterr().err
+
+
+def test_a_label_hides_no_other_where_there_is_room():
+    taken = []
+    places = [place_label((20, 30, 60, 50), (30, 10), (100, 100), taken) for _ in range(4)]
+    above, below, within = (20, 20), (20, 50), (20, 30)
+    assert places == [above, below, within, above]  # the fourth finds no room
+    assert taken[:2] == [(20, 20, 50, 30), (20, 50, 50, 60)]
+    assert place_label((95, 2, 99, 99), (30, 10), (100, 100), []) == (70, 2)
 
 
 def test_labels_stay_on_the_picture():

@@ -151,6 +151,17 @@ def test_an_unknown_key_in_a_file_is_named(tmp_path):
         setup_cfg(argparse.Namespace(config_file=str(path), opts=[]))
 
 
+def test_a_key_that_stands_twice_in_a_file_is_named(tmp_path):
+    from hypernet_d2.engine import setup_cfg
+
+    path = tmp_path / "config.yaml"
+    path.write_text("MODEL:\n  MASK_ON: False\nSEED: 1\nMODEL:\n  DEVICE: cpu\n")
+    with pytest.raises(
+        ValueError, match=r"config.yaml: 'MODEL' stands in line 1 and again in line 4"
+    ):
+        setup_cfg(argparse.Namespace(config_file=str(path), opts=[]))
+
+
 def test_the_device_is_the_one_that_is_there(monkeypatch):
     from hypernet_d2.engine import setup_cfg
 

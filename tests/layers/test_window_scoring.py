@@ -334,3 +334,19 @@ def test_both_maxima_over_ranges_are_those_of_the_ranges(extent, dim):
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         WindowScorer(3, GRID, **options)
+
+
+@pytest.mark.parametrize("pooler_type", ["ROIPool", "ROIAlignV2"])
+def test_a_captured_graph_does_not_grow_with_the_map(pooler_type):
+    grid = WindowGrid.from_sizes([16, 64], [1.0], 4)
+    scorer = WindowScorer(
+        8, grid, pooler_type=pooler_type, pooler_resolution=3, conv_channels=2, fc_dim=4
+    ).eval()
+    counts = []
+    for side in (40, 80):
+        x = torch.rand(1, 8, side, side)
+        scorer(x)
+        program = torch.export.export(scorer, (x,), strict=False)
+        graphs = (m.graph for m in program.graph_module.modules() if hasattr(m, "graph"))
+        counts.append(sum(len(graph.nodes) for graph in graphs))
+    assert counts[0] == counts[1]
