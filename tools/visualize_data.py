@@ -21,6 +21,7 @@ from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from PIL import Image
 from tqdm import tqdm
 
+from hypernet_d2.data import load_dataset
 from hypernet_d2.data.dataset_mapper import BROKEN_IMAGE
 from hypernet_d2.engine import add_data_argument, register_data
 from hypernet_d2.utils.visualizer import BoxVisualizer
@@ -60,7 +61,7 @@ def load(name: str) -> list[dict]:
         raise ValueError(
             f"no data set is called {name!r}; registered are {', '.join(sorted(DatasetCatalog))}"
         )
-    records = DatasetCatalog.get(name)
+    records = load_dataset(name)
     if not records:
         raise ValueError(f"data set {name!r} holds no image")
     return records

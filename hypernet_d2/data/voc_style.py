@@ -9,7 +9,6 @@ beyond the image and split files that name what is not there; here each is an er
 count when the set is loaded, before any training.
 """
 
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,12 +17,13 @@ from xml.etree import ElementTree
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from detectron2.utils.logger import log_first_n
 from PIL import Image
+
+from .checked import log_odd_boxes
+from .coco_json import leads_out
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 _ORIENTATION = 274  # the Exif tag; its values 5 to 8 swap width and height
-_NAMED_IN_LOG = 10
 
 
 def register_voc_style(
@@ -97,7 +97,7 @@ def load_voc_style(root: str | Path, split: str, classes: Sequence[str]) -> list
     Raises:
         FileNotFoundError: the split file, or an image or xml that it names, is missing.
         ValueError: a file's content is not what it has to be: an empty split or one that names an
-            image twice, an unreadable image, xml that does not parse or declares a document type,
+            image twice or a file outside of ``root``, an unreadable image, xml that does not parse or declares a document type,
             a size that is missing or is not the image's, a class that is not in ``classes``, a
             coordinate that is missing or is no number.
     """
@@ -109,16 +109,7 @@ def load_voc_style(root: str | Path, split: str, classes: Sequence[str]) -> list
         _load_image(root, image_id, split_file, classes, odd_boxes)
         for image_id in _read_split(split_file)
     ]
-    for what, files in odd_boxes.items():
-        names = list(dict.fromkeys(files))
-        more = f" and {len(names) - _NAMED_IN_LOG} more" if len(names) > _NAMED_IN_LOG else ""
-        log_first_n(
-            logging.WARNING,
-            f"{split_file}: {len(files)} box(es) {what}: "
-            f"{', '.join(names[:_NAMED_IN_LOG])}{more} in {root / 'Annotations'}",
-            name=__name__,
-            key="message",
-        )
+    log_odd_boxes(odd_boxes, str(split_file), f" in {root / 'Annotations'}")
     return dicts
 
 
@@ -147,6 +138,11 @@ def _read_split(split_file: Path) -> list[str]:
     for image_id in ids:
         if image_id in seen:
             raise ValueError(f"{split_file}: names {image_id!r} twice, expected distinct ids")
+        if leads_out(image_id):
+            raise ValueError(
+                f"{split_file}: names {image_id!r}, which leads out of the data set; expected the "
+                "name of a file in JPEGImages without its suffix"
+            )
         seen.add(image_id)
     return ids
 

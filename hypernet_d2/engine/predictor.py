@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultPredictor
 
+from ..data import load_dataset
 from .checkpoint import HyperNetCheckpointer
 
 __all__ = ["Predictor"]
@@ -39,7 +40,7 @@ class Predictor(DefaultPredictor):
         HyperNetCheckpointer(self.model, strict=True).load(cfg.MODEL.WEIGHTS)
         name = cfg.DATASETS.TEST[0]
         if self.metadata.get("thing_classes") is None and name in DatasetCatalog:
-            DatasetCatalog.get(name)
+            load_dataset(name)
         if self.metadata.get("thing_classes") is None:
             logger.warning(
                 "data set %r (DATASETS.TEST) is not registered: classes are shown as numbers; "

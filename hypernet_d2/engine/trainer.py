@@ -34,7 +34,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
-from ..data import NamedErrorDatasetMapper, PartDatasetMapper
+from ..data import NamedErrorDatasetMapper, PartDatasetMapper, checked_data, load_dataset
 from ..evaluation import PartEvaluator, ProposalRecallEvaluator, proposal_network
 from .checkpoint import HyperNetCheckpointer
 
@@ -47,6 +47,7 @@ RESULTS_FILE = "results.json"
 EVALUATORS = {"coco": COCOEvaluator, "pascal_voc": PascalVOCDetectionEvaluator}
 
 
+@checked_data(evaluated=True)
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None):
     """The evaluator that ``MODEL.HYPERNET.EVALUATOR``, or else the data set's metadata, names.
 
@@ -116,6 +117,8 @@ class Trainer(DefaultTrainer):
     """detectron2's DefaultTrainer, on GPUs or on a CPU, in one process or several."""
 
     def __init__(self, cfg: CfgNode):
+        for name in cfg.DATASETS.TEST:  # now, and not when the training is over
+            load_dataset(name, evaluated=True)
         with _ddp_for(cfg.MODEL.DEVICE):
             super().__init__(cfg)
         self.checkpointer = HyperNetCheckpointer(
@@ -142,6 +145,7 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
+    @checked_data()
     def build_train_loader(cls, cfg: CfgNode):
         """The stock loader; an image that cannot be read is named, and parts are loaded."""
         mapper = PartDatasetMapper if has_parts(cfg) else NamedErrorDatasetMapper
@@ -150,6 +154,7 @@ class Trainer(DefaultTrainer):
         return loader
 
     @classmethod
+    @checked_data()
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         """The stock loader; an image that cannot be read is named."""
         loader = build_detection_test_loader(
