@@ -61,7 +61,7 @@ def load(name: str) -> list[dict]:
         raise ValueError(
             f"no data set is called {name!r}; registered are {', '.join(sorted(DatasetCatalog))}"
         )
-    records = load_dataset(name)
+    records = load_dataset(name, keep_odd_boxes=True)
     if not records:
         raise ValueError(f"data set {name!r} holds no image")
     return records

@@ -24,12 +24,15 @@ __all__ = ["check_records", "checked_data", "load_dataset", "log_odd_boxes"]
 BOX_NUMBERS = {BoxMode.XYXY_ABS: 4, BoxMode.XYWH_ABS: 4, BoxMode.XYWHA_ABS: 5}
 
 
-def load_dataset(name: str, *, evaluated: bool = False) -> list[dict]:
+def load_dataset(
+    name: str, *, evaluated: bool = False, keep_odd_boxes: bool = False
+) -> list[dict]:
     """What ``DatasetCatalog.get`` gives, once it has been found right; see `check_records`.
 
     Args:
         name: of a registered set.
         evaluated: whether COCO's evaluation is to read it, too; see `check_coco`.
+        keep_odd_boxes: see `check_records`.
 
     Raises:
         ValueError: naming the file and the entry of it that is not what it has to be.
@@ -39,7 +42,9 @@ def load_dataset(name: str, *, evaluated: bool = False) -> list[dict]:
     with _checked_json(evaluated):
         records = DatasetCatalog.get(name)
     # What else may be registered, as a torch Dataset, makes its records one by one.
-    return check_records(records, name) if isinstance(records, list) else records
+    if not isinstance(records, list):
+        return records
+    return check_records(records, name, keep_odd_boxes=keep_odd_boxes)
 
 
 @contextlib.contextmanager
@@ -67,7 +72,9 @@ def _checked_json(evaluated: bool) -> Iterator[None]:
         yield
 
 
-def check_records(records: list[dict], name: str) -> list[dict]:
+def check_records(
+    records: list[dict], name: str, *, keep_odd_boxes: bool = False
+) -> list[dict]:
     """Check detectron2's dataset dicts, and keep out the boxes that nothing can be learnt from.
 
     Boxes without area and boxes outside of their image are taken out of the records; they and
@@ -76,6 +83,7 @@ def check_records(records: list[dict], name: str) -> list[dict]:
     Args:
         records: of the set; what a record lacks is not checked, save the ``file_name``.
         name: of the set.
+        keep_odd_boxes: whether boxes without area or outside of the image stay, to be looked at.
 
     Returns:
         The records, of which some have lost boxes.
@@ -96,7 +104,9 @@ def check_records(records: list[dict], name: str) -> list[dict]:
                 "'file_name'"
             )
         if record.get("annotations"):
-            _check_annotations(record, name, classes, num_keypoints, odd_boxes)
+            kept = _check_annotations(record, name, classes, num_keypoints, odd_boxes)
+            if not keep_odd_boxes and len(kept) < len(record["annotations"]):
+                record["annotations"] = kept
     _check_files([os.fspath(record["file_name"]) for record in records], name)
     log_odd_boxes(odd_boxes, f"data set {name!r}")
     return records
@@ -119,7 +129,8 @@ def _check_annotations(
     classes: Sequence[str] | None,
     num_keypoints: int,
     odd_boxes: dict[str, list[str]],
-) -> None:
+) -> list[dict]:
+    """Those of the record's annotations that have a box in the image."""
     size = record.get("height"), record.get("width")
     known_size = all(type(side) is int for side in size)
     kept = []
@@ -141,8 +152,7 @@ def _check_annotations(
             odd_boxes[what].append(os.path.basename(record["file_name"]))
         if what is None or what.endswith("clipped"):
             kept.append(one)
-    if len(kept) < len(record["annotations"]):
-        record["annotations"] = kept
+    return kept
 
 
 def _check_labels(one: dict, classes: Sequence[str] | None, num_keypoints: int) -> None:
