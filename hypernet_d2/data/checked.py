@@ -65,10 +65,15 @@ def checked_data(evaluated: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _checked_json(evaluated: bool) -> Iterator[None]:
-    # So the json is read only once; COCO's own has half a gigabyte.
-    reader = type("CheckedCOCO", (CheckedCOCO,), {"evaluated": evaluated})
-    modules = ("pycocotools.coco", "detectron2.evaluation.coco_evaluation")
-    with mock.patch(f"{modules[0]}.COCO", reader), mock.patch(f"{modules[1]}.COCO", reader):
+    # In place of their reader, so that a json, which may have half a gigabyte, is read only once.
+    with contextlib.ExitStack() as stack:
+        for module, reads_images in (
+            ("pycocotools.coco", True),
+            ("detectron2.evaluation.coco_evaluation", False),
+        ):
+            options = {"evaluated": evaluated, "reads_images": reads_images}
+            reader = type("CheckedCOCO", (CheckedCOCO,), options)
+            stack.enter_context(mock.patch(f"{module}.COCO", reader))
         yield
 
 

@@ -24,7 +24,7 @@ MOST_PIXELS = 10**6
 class CheckedCOCO(COCO):
     """pycocotools' index of a file whose content has been checked before.
 
-    ``evaluated`` asks for what COCO's evaluation reads, too.
+    ``evaluated`` and ``reads_images`` are those of `check_coco`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -32,6 +32,7 @@ class CheckedCOCO(COCO):
     """
 
     evaluated = False
+    reads_images = True
 
     def __init__(self, annotation_file: str | None = None):
         self._source = annotation_file
@@ -46,7 +47,12 @@ class CheckedCOCO(COCO):
         """Check what has been read, and index it."""
         # Without a file, it is the results of an evaluation that are indexed.
         if self._source is not None:
-            check_coco(self.dataset, str(self._source), evaluated=self.evaluated)
+            check_coco(
+                self.dataset,
+                str(self._source),
+                evaluated=self.evaluated,
+                reads_images=self.reads_images,
+            )
         super().createIndex()
 
 
@@ -54,7 +60,9 @@ class _Wrong(ValueError):
     """What a file holds is not what it has to be."""
 
 
-def check_coco(content: dict, source: str, *, evaluated: bool = False) -> None:
+def check_coco(
+    content: dict, source: str, *, evaluated: bool = False, reads_images: bool = True
+) -> None:
     """Check the content of a COCO json, before anything is made of it.
 
     Args:
@@ -62,6 +70,8 @@ def check_coco(content: dict, source: str, *, evaluated: bool = False) -> None:
         source: the file, for the messages.
         evaluated: whether ``iscrowd`` and ``area`` have to be there, and with keypoints
             ``num_keypoints``, which training does not need.
+        reads_images: whether images are going to be read by their ``file_name``. An evaluator
+            does not, and the files that detectron2 converts for it have absolute ones.
 
     Raises:
         ValueError: an entry is missing, of another type or not finite, an id is used twice, a
@@ -85,7 +95,7 @@ def check_coco(content: dict, source: str, *, evaluated: bool = False) -> None:
         if not isinstance(category.get("name"), str):
             raise _Wrong(f"{_where(source, 'category', category)}: {_is(category, 'name')}a text")
     for image in images:
-        _check_image(image, source)
+        _check_image(image, source, reads_images)
     for one in objects:
         try:
             _check_annotation(one, ids, category_ids, evaluated)
@@ -153,12 +163,12 @@ def _ids(entries: list[dict], key: str, source: str, twice: bool = False) -> set
     return ids
 
 
-def _check_image(image: dict, source: str) -> None:
+def _check_image(image: dict, source: str, reads_images: bool) -> None:
     where = _where(source, "image", image)
     name = image.get("file_name")
     if not isinstance(name, str) or not name:
         raise _Wrong(f"{where}: {_is(image, 'file_name')}the name of a file")
-    if leads_out(name):
+    if reads_images and leads_out(name):
         raise _Wrong(f"{where}: file_name {name!r} leads out of the folder of the images")
     for side in ("height", "width"):
         if type(image.get(side)) is not int or not 0 < image[side] <= MOST_PIXELS:

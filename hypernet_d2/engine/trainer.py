@@ -37,6 +37,7 @@ from torch import nn
 from ..data import NamedErrorDatasetMapper, PartDatasetMapper, checked_data, load_dataset
 from ..evaluation import PartEvaluator, ProposalRecallEvaluator, proposal_network
 from .checkpoint import HyperNetCheckpointer
+from .finite import finite_steps
 
 __all__ = ["Trainer", "build_evaluator"]
 
@@ -127,6 +128,11 @@ class Trainer(DefaultTrainer):
         for hook in self._hooks:
             if hasattr(hook, "checkpointer"):
                 hook.checkpointer = self.checkpointer
+
+    def run_step(self) -> None:
+        """The stock step; losses that are not finite end it with what they come from."""
+        with finite_steps(self._trainer):
+            super().run_step()
 
     def build_hooks(self) -> list[HookBase]:
         """The stock hooks, and the host's memory before the writers."""
