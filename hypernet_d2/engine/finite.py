@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -69,18 +70,17 @@ class _Step:
 
 def first_non_finite_weight(model: nn.Module) -> str | None:
     """The name of the first parameter, or statistic of a normalisation, that is not finite."""
-    for name, value in _weights(model):
-        if not torch.isfinite(value).all():
-            return name
-    return None
-
-
-def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
     # Not every buffer: masks are full of infinities on purpose.
-    for name, value in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            yield name, value
+    statistics = (
+        (name, value)
+        for name, value in model.named_buffers()
+        if name.endswith(("running_mean", "running_var"))
+    )
+    return _first(itertools.chain(model.named_parameters(), statistics))
+
+
+def _first(weights: Iterable[tuple[str, Tensor]]) -> str | None:
+    return next((name for name, value in weights if not torch.isfinite(value).all()), None)
 
 
 def find_non_finite(
@@ -105,7 +105,8 @@ def find_non_finite(
             if not _is_finite(one.get(key)):
                 return f"{key!r} of {one.get('file_name', 'the batch')}, as the mapper gives it"
     model = getattr(model, "module", model)  # of DistributedDataParallel
-    weight = first_non_finite_weight(model)
+    # The statistics of normalisations do not count: the first pass has spoilt them.
+    weight = _first(model.named_parameters())
     if weight is not None:
         return f"{weight}, since the step before or the weights that training began with"
     if comm.get_world_size() > 1 and any("SyncBatch" in type(m).__name__ for m in model.modules()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -54,8 +55,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             raise
         except Exception as error:  # damaged files raise errors of every kind
             self._parsed_url_during_load = None  # else the next load fails, too
-            message = str(error).removeprefix(f"{filename}: ")
-            raise ValueError(f"{filename}: no checkpoint that can be read: {message}") from error
+            reason = _reason(error).removeprefix(f"{filename}: ")
+            raise ValueError(f"{filename}: no checkpoint that can be read: {reason}") from error
         return loaded
 
     def _torch_load(self, f: str) -> dict[str, Any]:
@@ -67,9 +68,17 @@ def _check_weights(loaded: dict[str, Any]) -> None:
     if not isinstance(weights, dict):
         raise ValueError(f"'model' is of type {type(weights).__name__}, expected a dict of weights")
     for name, value in weights.items():
-        # Other texts and numbers there have no place in a model, and are passed over by their names.
-        if not isinstance(name, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
-            continue
-        tensor = torch.as_tensor(value) if value.dtype != object else torch.tensor(torch.nan)
+        if not isinstance(value, (torch.Tensor, np.ndarray)) or value.dtype == object:
+            raise ValueError(f"{name!r} is of type {type(value).__name__}, expected an array")
+        tensor = torch.as_tensor(value)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{name} is not finite")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, out of torch.load's advice on how to run the code all the same."""
+    found = re.search(r"WeightsUnpickler error: ([^\n]*)", str(error))
+    text = found[1].strip() if found else str(error)
+    if "Unsupported" in text:
+        return f"{text}; files that could run code are refused"
+    return text
