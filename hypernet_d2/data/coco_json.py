@@ -136,7 +136,7 @@ def check_segmentation(segmentation: list | dict, size: tuple[int, int] | None) 
 
 
 def leads_out(file_name: str) -> bool:
-    """Whether a path is absolute or has ``..`` in it, so that it leaves the folder it belongs to."""
+    """Whether a path is absolute or has ``..`` in it, and so leaves the folder it belongs to."""
     path = PurePath(file_name)
     return path.is_absolute() or os.pardir in path.parts or "\0" in file_name
 
@@ -219,8 +219,8 @@ def _check_rle(rle: dict, size: tuple[int, int] | None) -> None:
 def _decode_runs(counts: str | bytes) -> list[int] | None:
     """The runs of a compressed code, as pycocotools packs them; None where it is damaged.
 
-    A number is written in digits of 5 bits, the lowest first, each as the character 48 + digit, with
-    32 more where another follows; from the third on it is the difference to the last but one.
+    A number is written in digits of 5 bits, the lowest first, each as the character 48 + digit,
+    with 32 more where another follows; from the third on it is the difference to the last but one.
     """
     codes = counts.encode("latin1", "replace") if isinstance(counts, str) else counts
     runs: list[int] = []

@@ -19,6 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from ..deploy.images import refuse_programs
 from .checked import log_odd_boxes
 from .coco_json import leads_out
 
@@ -97,9 +98,9 @@ def load_voc_style(root: str | Path, split: str, classes: Sequence[str]) -> list
     Raises:
         FileNotFoundError: the split file, or an image or xml that it names, is missing.
         ValueError: a file's content is not what it has to be: an empty split or one that names an
-            image twice or a file outside of ``root``, an unreadable image, xml that does not parse or declares a document type,
-            a size that is missing or is not the image's, a class that is not in ``classes``, a
-            coordinate that is missing or is no number.
+            image twice or a file outside of ``root``, an unreadable image, xml that does not parse
+            or declares a document type, a size that is missing or is not the image's, a class that
+            is not in ``classes``, a coordinate that is missing or is no number.
     """
     classes = _check_classes(classes)
     root = Path(root).expanduser()
@@ -241,11 +242,12 @@ def _check_size(
 def _image_size(image_file: Path) -> tuple[int, int]:
     """(width, height) as detectron2 shows the image; reads the header only."""
     try:
+        refuse_programs(image_file)
         with Image.open(image_file) as image:
             width, height = image.size
             # Without the test, Pillow would decode a whole png to look for Exif data at its end.
             rotated = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) >= 5
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's are of every kind for damaged files
         raise ValueError(f"{image_file}: cannot be read as an image: {error}") from error
     return (height, width) if rotated else (width, height)
 

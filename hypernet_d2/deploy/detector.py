@@ -86,6 +86,7 @@ class Detector:
         Raises:
             FileNotFoundError: there is no such image file.
             ValueError: not an image, or a number out of its range.
+            FloatingPointError: a box or a score that the model gives is not finite.
         """
         image, threshold, count = self._check(image, score_threshold, num_proposals)
         canvas, size = self._prepare(image)
@@ -170,6 +171,11 @@ def _postprocess(
     threshold: float,
 ) -> Detections:
     """What detectron2's ``detector_postprocess`` does, and the threshold."""
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise FloatingPointError(
+            f"the model gives boxes or scores that are not finite for this image of {original[1]} "
+            f"x {original[0]} pixels; its weights are broken, or its numbers overflow"
+        )
     height, width = original
     boxes = (boxes * _scale(size, original)).clip(0, [width, height, width, height])
     boxes = boxes.astype(np.float32)

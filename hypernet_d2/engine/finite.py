@@ -13,7 +13,12 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-__all__ = ["find_non_finite", "finite_steps", "first_non_finite_weight"]
+__all__ = [
+    "find_non_finite",
+    "finite_steps",
+    "first_non_finite_weight",
+    "raise_if_not_finite",
+]
 
 
 @contextlib.contextmanager
@@ -83,6 +88,19 @@ def _first(weights: Iterable[tuple[str, Tensor]]) -> str | None:
     return next((name for name, value in weights if not torch.isfinite(value).all()), None)
 
 
+def raise_if_not_finite(module: nn.Module, inputs: tuple, output: Any) -> None:
+    """A forward hook for inference, where stock code leaves out what is not finite, unsaid.
+
+    Raises:
+        FloatingPointError: the output of the module is not finite.
+    """
+    if not _is_finite(output):
+        raise FloatingPointError(
+            f"the output of {type(module).__name__} is not finite for this image: its numbers "
+            "overflow, or a weight is broken"
+        )
+
+
 def find_non_finite(
     model: nn.Module,
     batch: list[dict],
@@ -140,7 +158,9 @@ def _first_module(model: nn.Module, batch: list[dict]) -> str:
         model(batch)
     except FloatingPointError:
         if not found:  # detectron2 looks at the proposals while they are made
-            found.append(f"a value within {_describe(running[-1], model.get_submodule(running[-1]))}")
+            found.append(
+                f"a value within {_describe(running[-1], model.get_submodule(running[-1]))}"
+            )
     finally:
         for handle in handles:
             handle.remove()

@@ -154,9 +154,20 @@ class TestCheckpoints:
         register_voc_style("finite", tmp_path / "data", "all", ["square", "bar"])
         yield Trainer(
             tiny_cfg(
-                "DATASETS.TRAIN", ("finite",), "DATASETS.TEST", (), "SOLVER.MAX_ITER", 5,
-                "MODEL.ROI_HEADS.NUM_CLASSES", 2, "SOLVER.CHECKPOINT_PERIOD", 1,
-                "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS", "",
+                "DATASETS.TRAIN",
+                ("finite",),
+                "DATASETS.TEST",
+                (),
+                "SOLVER.MAX_ITER",
+                5,
+                "MODEL.ROI_HEADS.NUM_CLASSES",
+                2,
+                "SOLVER.CHECKPOINT_PERIOD",
+                1,
+                "OUTPUT_DIR",
+                str(tmp_path / "out"),
+                "MODEL.WEIGHTS",
+                "",
             )  # fmt: skip
         )
         DatasetCatalog.pop("finite")
