@@ -655,9 +655,10 @@ def _work(connection, seed: int) -> None:
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     # Memory that is asked for beyond this is an error, and does not bring down the machine.
-    pages = int(Path("/proc/self/statm").read_text().split()[0]) if sys.platform == "linux" else 0
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit) if pages else (-1, -1))
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     watch = Watch()
     while True:
         number = connection.recv()
