@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -80,8 +81,7 @@ def _checked_json(evaluated: bool) -> Iterator[None]:
             ("pycocotools.coco", True),
             ("detectron2.evaluation.coco_evaluation", False),
         ):
-            options = {"evaluated": evaluated, "reads_images": reads_images}
-            reader = type("CheckedCOCO", (CheckedCOCO,), options)
+            reader = functools.partial(CheckedCOCO, evaluated=evaluated, reads_images=reads_images)
             stack.enter_context(mock.patch(f"{module}.COCO", reader))
         yield
 

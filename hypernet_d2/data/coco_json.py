@@ -7,6 +7,7 @@ needs detectron2.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from pathlib import PurePath
 from pycocotools.coco import COCO
 
 __all__ = ["CheckedCOCO", "check_coco", "check_object", "check_segmentation", "first", "short"]
+
+logger = logging.getLogger(__name__)
 
 # More pixels than an image's side can have; a coordinate beyond is damage, not a box that sticks
 # out. Drawing a polygon takes time and memory with its extent.
@@ -31,11 +34,14 @@ class CheckedCOCO(COCO):
         ValueError: naming the file and the first entry that is not what it has to be.
     """
 
-    evaluated = False
-    reads_images = True
-
-    def __init__(self, annotation_file: str | None = None):
-        self._source = annotation_file
+    def __init__(
+        self,
+        annotation_file: str | None = None,
+        *,
+        evaluated: bool = False,
+        reads_images: bool = True,
+    ):
+        self._source, self._options = annotation_file, (evaluated, reads_images)
         try:
             super().__init__(annotation_file)
         except _Wrong:
@@ -47,11 +53,9 @@ class CheckedCOCO(COCO):
         """Check what has been read, and index it."""
         # Without a file, it is the results of an evaluation that are indexed.
         if self._source is not None:
+            evaluated, reads_images = self._options
             check_coco(
-                self.dataset,
-                str(self._source),
-                evaluated=self.evaluated,
-                reads_images=self.reads_images,
+                self.dataset, str(self._source), evaluated=evaluated, reads_images=reads_images
             )
         super().createIndex()
 
@@ -69,7 +73,7 @@ def check_coco(
         content: of the file.
         source: the file, for the messages.
         evaluated: whether ``iscrowd`` and ``area`` have to be there, and with keypoints
-            ``num_keypoints``, which training does not need.
+            ``num_keypoints``, which training does not need, and ids of objects must be numbers.
         reads_images: whether images are going to be read by their ``file_name``. An evaluator
             does not, and the files that detectron2 converts for it have absolute ones.
 
@@ -88,12 +92,18 @@ def check_coco(
     ids = _ids(images, "images", source)
     category_ids = _ids(categories, "categories", source)
     # detectron2 allows it in the files that are known for it.
-    _ids(objects, "annotations", source, twice="minival" in source)
+    object_ids = _ids(objects, "annotations", source, twice="minival" in source)
     if any(not isinstance(id, int) for id in category_ids):
         raise _Wrong(f"{source}: an id of 'categories' is a text, expected whole numbers")
     for category in categories:
         if not isinstance(category.get("name"), str):
             raise _Wrong(f"{_where(source, 'category', category)}: {_is(category, 'name')}a text")
+    if evaluated and 0 in object_ids:
+        logger.warning(
+            "%s: COCO's evaluation takes the id 0 for no object, and so counts the annotation with "
+            "that id as never found; number them from 1",
+            source,
+        )
     for image in images:
         _check_image(image, source, reads_images)
     for one in objects:
@@ -188,6 +198,8 @@ def _check_annotation(one: dict, image_ids: set, category_ids: set, evaluated: b
     check_object(one, None)
     if not evaluated:
         return
+    if type(one["id"]) is not int or not 0 <= one["id"] < 2**63:
+        raise ValueError(f"{_is(one, 'id')}a whole number, which COCO's evaluation needs")
     needed = ["iscrowd", "area", *(["num_keypoints"] if one.get("keypoints") else [])]
     for key in needed:
         if not _are_numbers([one.get(key)]):

@@ -5,10 +5,11 @@
 
 A case is a small data set, image or checkpoint with one file of it damaged: cut, bytes flipped,
 values of other types, huge numbers, entity bombs, paths that lead out, and so on. It takes one of
-the ways that files of others come in, and has to end in a right result, or in a ValueError or
-OSError that names a file of the case. Everything else is a fault: another error, a message without
-a name, a process that dies, a case that takes too long, a file opened outside of the case, a
-program started or a connection made. The exit status is 1 where there is a fault.
+the ways that files of others come in, and has to end in a right result, or in a ValueError, an
+OSError or a FloatingPointError that names a file of the case. Everything else is a fault: another
+error, a message without a name, a process that dies, a case that takes too long, a file opened
+outside of the case, a program started or a connection made. The exit status is 1 where there is a
+fault.
 
 Cases depend on the seed and their number alone: ``--only 17`` runs one, and shows what came of it.
 """
@@ -352,6 +353,8 @@ DAMAGES: dict[str, tuple[Damage, ...]] = {
     **{kind: (*ON_BYTES, odd_image) for kind in ("bmp", "gif", "tiff", "webp")},
     "pkl": ON_BYTES,
     "pth": ON_BYTES,
+    "onnx": ON_BYTES,
+    "pt2": ON_BYTES,
 }
 # Formats of each way, the commoner ones several times.
 WAYS = {
@@ -360,9 +363,10 @@ WAYS = {
     "demo": ("jpeg", "jpeg", "png", "png", "bmp", "gif", "tiff", "webp"),
     "deploy": ("jpeg", "png", "png", "tiff"),
     "checkpoint": ("pkl", "pth"),
+    "model": ("onnx", "pt2"),
 }
-# Of ten cases, how many take which way.
-SHARES = ("voc", "voc", "voc", "coco", "coco", "coco", "demo", "demo", "deploy", "checkpoint")
+# Of twenty cases, how many take which way.
+SHARES = [*["voc", "coco"] * 6, *["demo"] * 4, *["deploy", "checkpoint"], "checkpoint", "model"]
 
 
 def draw(seed: int, number: int) -> tuple[random.Random, Case, Damage]:
@@ -384,7 +388,7 @@ def run_case(seed: int, number: int, folder: Path, watch: Watch) -> tuple[Case, 
     try:
         with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), watch.over(root):
             take()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         names = {path.name for path in root.rglob("*.*")} | {str(root)}
         named = any(name in str(error) for name in names)
         result = Result("named" if named else "unnamed", f"{type(error).__name__}: {error}")
@@ -403,6 +407,7 @@ def _prepare(case: Case, root: Path, damage: Callable[[bytes], bytes]) -> Callab
         "demo": _prepare_demo,
         "deploy": _prepare_deploy,
         "checkpoint": _prepare_checkpoint,
+        "model": _prepare_model,
     }[case.way](case.kind, root, damage)
 
 
@@ -610,6 +615,35 @@ def _prepare_checkpoint(
     return take
 
 
+def _prepare_model(kind: str, root: Path, damage: Callable[[bytes], bytes]) -> Callable[[], None]:
+    from hypernet_d2.deploy import Detector
+
+    path = root / f"model.{kind}"
+    path.write_bytes(_model(kind))
+    _damage(path, damage)
+
+    def take() -> None:
+        image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+        found = Detector(path, threads=1)(image)
+        assert len(found.boxes) == len(found.scores) == len(found.classes)
+
+    return take
+
+
+@functools.cache
+def _model(kind: str) -> bytes:
+    """Bytes of an exported model: the one that ships, or one that is quickly made."""
+    from hypernet_d2.deploy import DIGITS_MODEL
+    from tests.deploy import toy
+
+    if kind == "onnx":
+        import onnxruntime  # noqa: F401  (what it reads when it is imported is not the case's)
+
+        return DIGITS_MODEL.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        return toy.write_torch(Path(folder, "model.pt2")).read_bytes()
+
+
 def _damage(path: Path, damage: Callable[[bytes], bytes]) -> None:
     path.write_bytes(damage(path.read_bytes()))
 
@@ -673,6 +707,8 @@ def warm_up() -> None:
 
     Image.init()
     _demo()
+    for kind in WAYS["model"]:
+        _model(kind)
 
 
 def fuzz(numbers: Iterable[int], seed: int) -> Iterator[tuple[int, Case, Result]]:

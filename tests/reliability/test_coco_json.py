@@ -140,6 +140,7 @@ def change(content: dict, path: str, value) -> None:
         ("annotations.1.keypoints", [1, None, 2], "'keypoints' is"),
         ("annotations.0.area", ..., "no 'area', expected a number, which COCO's evaluation"),
         ("annotations.1.num_keypoints", ..., "no 'num_keypoints'"),
+        ("annotations.0.id", -1, "'id' is -1, expected a whole number, which COCO's evaluation"),
     ],
 )
 def test_what_is_wrong_is_named(coco, path, value, message):
@@ -153,6 +154,26 @@ def test_a_file_that_is_no_such_json_is_named(coco, text):
     coco.file.write_text(text)
     with pytest.raises(ValueError, match="labels.json"):
         coco.load()
+
+
+def test_an_object_that_evaluation_would_never_find_is_logged(coco, caplog):
+    coco.content["annotations"][0]["id"] = 0
+    with caplog.at_level(logging.WARNING, "hypernet_d2.data.coco_json"):
+        logging.getLogger("hypernet_d2").propagate = True
+        coco.load(evaluated=True)
+    assert "takes the id 0 for no object" in caplog.text
+
+
+def test_a_damaged_cache_of_the_digits_is_named(tmp_path, monkeypatch):
+    from hypernet_d2.data import load_dataset
+    from hypernet_d2.data.digits import VERSION
+
+    folder = tmp_path / f"digits/val-v{VERSION}-seed0-n100"
+    folder.mkdir(parents=True)
+    (folder / "annotations.json").write_text('{"images": [{"id": 1, "file_n')
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(ValueError, match=r"n100/annotations\.json: expected COCO's json"):
+        load_dataset("digits_val")
 
 
 def test_training_needs_no_areas(coco):

@@ -204,7 +204,7 @@ def test_the_deployed_detector_names_numbers_that_are_not_finite(monkeypatch):
         return outputs
 
     monkeypatch.setattr(detector, "_run", broken)
-    with pytest.raises(FloatingPointError, match="not finite for this image of 80 x 64 pixels"):
+    with pytest.raises(FloatingPointError, match=r"digits\.onnx: .* not finite"):
         detector(CONTENTS["noise"](64, 80))
 
 
