@@ -44,9 +44,9 @@ class CheckedCOCO(COCO):
         self._source, self._options = annotation_file, (evaluated, reads_images)
         try:
             super().__init__(annotation_file)
-        except _Wrong:
-            raise
         except (ValueError, AssertionError, RecursionError) as error:
+            if str(error).startswith(str(annotation_file)):
+                raise
             raise ValueError(f"{annotation_file}: expected COCO's json, but {error}") from error
 
     def createIndex(self) -> None:
@@ -58,10 +58,6 @@ class CheckedCOCO(COCO):
                 self.dataset, str(self._source), evaluated=evaluated, reads_images=reads_images
             )
         super().createIndex()
-
-
-class _Wrong(ValueError):
-    """What a file holds is not what it has to be."""
 
 
 def check_coco(
@@ -88,16 +84,18 @@ def check_coco(
     )
     if not images or not categories:
         missing = "images" if not images else "categories"
-        raise _Wrong(f"{source}: {missing!r} is empty or missing, expected at least one")
+        raise ValueError(f"{source}: {missing!r} is empty or missing, expected at least one")
     ids = _ids(images, "images", source)
     category_ids = _ids(categories, "categories", source)
     # detectron2 allows it in the files that are known for it.
     object_ids = _ids(objects, "annotations", source, twice="minival" in source)
     if any(not isinstance(id, int) for id in category_ids):
-        raise _Wrong(f"{source}: an id of 'categories' is a text, expected whole numbers")
+        raise ValueError(f"{source}: an id of 'categories' is a text, expected whole numbers")
     for category in categories:
         if not isinstance(category.get("name"), str):
-            raise _Wrong(f"{_where(source, 'category', category)}: {_is(category, 'name')}a text")
+            raise ValueError(
+                f"{_where(source, 'category', category)}: {_is(category, 'name')}a text"
+            )
     if evaluated and 0 in object_ids:
         logger.warning(
             "%s: COCO's evaluation takes the id 0 for no object, and so counts the annotation with "
@@ -110,7 +108,7 @@ def check_coco(
         try:
             _check_annotation(one, ids, category_ids, evaluated)
         except ValueError as error:
-            raise _Wrong(f"{_where(source, 'annotation', one)}: {error}") from error
+            raise ValueError(f"{_where(source, 'annotation', one)}: {error}") from error
 
 
 def check_object(annotation: dict, size: tuple[int, int] | None, numbers: int = 4) -> None:
@@ -154,7 +152,7 @@ def leads_out(file_name: str) -> bool:
 def _entries(content: dict, key: str, source: str) -> list[dict]:
     entries = content.get(key, [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise _Wrong(f"{source}: {_is(content, key)}a list of objects {{...}}")
+        raise ValueError(f"{source}: {_is(content, key)}a list of objects {{...}}")
     return entries
 
 
@@ -164,12 +162,14 @@ def _ids(entries: list[dict], key: str, source: str, twice: bool = False) -> set
     for number, entry in enumerate(entries):
         id = entry.get("id")
         if type(id) not in (int, str):
-            raise _Wrong(f"{source}: {key}[{number}]: {_is(entry, 'id')}a whole number or a text")
+            raise ValueError(
+                f"{source}: {key}[{number}]: {_is(entry, 'id')}a whole number or a text"
+            )
         if id in ids and not twice:
-            raise _Wrong(f"{source}: {key}[{number}] has the id {id!r} of an entry before it")
+            raise ValueError(f"{source}: {key}[{number}] has the id {id!r} of an entry before it")
         ids.add(id)
     if len(set(map(type, ids))) > 1:
-        raise _Wrong(f"{source}: the ids of {key!r} are numbers and texts, expected one kind")
+        raise ValueError(f"{source}: the ids of {key!r} are numbers and texts, expected one kind")
     return ids
 
 
@@ -177,12 +177,12 @@ def _check_image(image: dict, source: str, reads_images: bool) -> None:
     where = _where(source, "image", image)
     name = image.get("file_name")
     if not isinstance(name, str) or not name:
-        raise _Wrong(f"{where}: {_is(image, 'file_name')}the name of a file")
+        raise ValueError(f"{where}: {_is(image, 'file_name')}the name of a file")
     if reads_images and leads_out(name):
-        raise _Wrong(f"{where}: file_name {name!r} leads out of the folder of the images")
+        raise ValueError(f"{where}: file_name {name!r} leads out of the folder of the images")
     for side in ("height", "width"):
         if type(image.get(side)) is not int or not 0 < image[side] <= MOST_PIXELS:
-            raise _Wrong(f"{where} ({name}): {_is(image, side)}a number of pixels")
+            raise ValueError(f"{where} ({name}): {_is(image, side)}a number of pixels")
 
 
 def _check_annotation(one: dict, image_ids: set, category_ids: set, evaluated: bool) -> None:
