@@ -68,11 +68,12 @@ def test_faults_are_seen(monkeypatch, take, outcome, message):
         return lambda: take(root)
 
     monkeypatch.setattr(fuzz, "_prepare", prepare)
-    worker = fuzz.Worker(0, seconds=2.0)
+    worker = fuzz.Worker(0, seconds=2.0 if outcome == "hang" else fuzz.SECONDS)
     try:
         _, result = worker.run(0)
         assert result.outcome == outcome and message in result.message
         monkeypatch.setattr(fuzz, "_prepare", lambda case, root, damage: lambda: None)
+        worker.seconds = fuzz.SECONDS
         worker.stop()
         assert worker.run(1)[1].outcome == "right"  # in a new child
     finally:
