@@ -17,6 +17,13 @@ pytestmark = pytest.mark.detectron2
 CASES = 150
 
 
+@pytest.fixture(scope="module", autouse=True)
+def warm():
+    """What is imported here need not be in each child."""
+    pytest.importorskip("onnxruntime")
+    fuzz.warm_up()
+
+
 def test_damaged_files_end_in_a_right_result_or_a_named_error():
     results = list(fuzz.fuzz(range(CASES), seed=1))
     assert [r for r in results if r[2].outcome in fuzz.FAULTS] == []
