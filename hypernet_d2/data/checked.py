@@ -75,14 +75,17 @@ def checked_data(evaluated: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _checked_json(evaluated: bool) -> Iterator[None]:
+    # Imported before: a module that takes the reader's name while it stands for another keeps that.
+    from detectron2.evaluation import coco_evaluation
+    from pycocotools import coco
+
     # In place of their reader, so that a json, which may have half a gigabyte, is read only once.
-    with contextlib.ExitStack() as stack:
-        for module, reads_images in (
-            ("pycocotools.coco", True),
-            ("detectron2.evaluation.coco_evaluation", False),
-        ):
-            reader = functools.partial(CheckedCOCO, evaluated=evaluated, reads_images=reads_images)
-            stack.enter_context(mock.patch(f"{module}.COCO", reader))
+    loading = functools.partial(CheckedCOCO, evaluated=evaluated)
+    evaluating = functools.partial(CheckedCOCO, evaluated=evaluated, reads_images=False)
+    with (
+        mock.patch.object(coco, "COCO", loading),
+        mock.patch.object(coco_evaluation, "COCO", evaluating),
+    ):
         yield
 
 

@@ -7,6 +7,9 @@ import itertools
 import json
 import logging
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -82,6 +85,24 @@ def test_a_right_file_is_read_as_by_detectron2(coco):
     from detectron2.data import DatasetCatalog
 
     assert coco.load(evaluated=True) == DatasetCatalog.get(coco.name)
+
+
+def test_nothing_stays_of_the_check(coco):
+    """In a process of its own, where nothing has been imported before."""
+    code = (
+        "import sys; from hypernet_d2.data import checked_data, load_dataset\n"
+        "from detectron2.data.datasets import register_coco_instances\n"
+        "register_coco_instances('x', {}, *sys.argv[1:])\n"
+        "with checked_data(): load_dataset('x')\n"
+        "from detectron2.evaluation import coco_evaluation\n"
+        "from pycocotools import coco\n"
+        "assert coco.COCO is coco_evaluation.COCO is coco.COCO.mro()[0]\n"
+        "assert coco.COCO.__module__ == 'pycocotools.coco'"
+    )
+    coco.register()
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-W", "ignore", "-c", code, str(coco.file), str(coco.root)]
+    subprocess.run(command, check=True, cwd=root)
 
 
 def change(content: dict, path: str, value) -> None:
