@@ -13,10 +13,11 @@ matplotlib.use("Agg")
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata
-from detectron2.data.detection_utils import read_image
+from detectron2.data import Metadata
 from matplotlib import pyplot as plt
 
+from hypernet_d2.data import load_dataset
+from hypernet_d2.data.dataset_mapper import read_named
 from hypernet_d2.engine import Predictor, add_data_argument, setup_cfg
 from hypernet_d2.utils.visualizer import BoxVisualizer
 
@@ -75,7 +76,7 @@ def last_ap(weights: str) -> float | None:
 def make_sheet(args: argparse.Namespace, cfg: CfgNode) -> plt.Figure:
     name = cfg.DATASETS.TEST[0]
     predictor = Predictor(cfg)
-    records, metadata = DatasetCatalog.get(name), predictor.metadata
+    records, metadata = load_dataset(name), predictor.metadata
     # Spread over the set: neighbours in it are often alike.
     picked = np.linspace(0, len(records) - 1, min(args.num_images, len(records))).round()
 
@@ -93,7 +94,7 @@ def make_sheet(args: argparse.Namespace, cfg: CfgNode) -> plt.Figure:
         axis.axis("off")
     for index, pair in zip(picked.astype(int), axes.reshape(-1, 2), strict=False):
         record = records[index]
-        image = read_image(record["file_name"], format="RGB")
+        image = read_named(record["file_name"], format="RGB")
         pair[0].imshow(draw_ground_truth(image, metadata, record))
         pair[0].set_title(
             f"{Path(record['file_name']).name}: ground truth, {len(record['annotations'])}"

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
@@ -33,7 +32,7 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from hypernet_d2.data.dataset_mapper import BROKEN_IMAGE
+from hypernet_d2.data.dataset_mapper import read_named
 from hypernet_d2.engine import Predictor, add_data_argument, setup_cfg
 from hypernet_d2.utils.visualizer import BoxVisualizer, score_colours
 
@@ -313,9 +312,9 @@ class Names:
 def run_image(path: Path, viewer: Viewer, names: Names, coco: CocoWriter | None) -> None:
     """Raises UnreadableError where the image cannot be read."""
     try:
-        image = read_image(str(path), format="BGR")
-    except BROKEN_IMAGE as error:
-        raise UnreadableError(f"cannot be read as an image: {error}") from error
+        image = read_named(path)
+    except ValueError as error:
+        raise UnreadableError(str(error).removeprefix(f"{path}: ")) from error
     view = viewer(image)
     suffix = path.suffix if path.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
     Image.fromarray(view.picture).save(names.next(path.stem, suffix), quality=JPEG_QUALITY)

@@ -142,7 +142,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.output.suffix != ".pkl":
         parser.error(f"{args.output} must end in .pkl: detectron2 goes by the ending")
     # Weights only: a checkpoint from elsewhere must not run code.
-    state = torch.load(args.input, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(args.input, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # damaged files raise errors of every kind
+        raise ValueError(f"{args.input}: cannot be read as weights only: {error}") from error
     weights, left_out = convert(
         args.architecture, state, trunk_only=args.trunk_only, source=str(args.input)
     )

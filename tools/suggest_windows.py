@@ -33,6 +33,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from torch import Tensor
 from tqdm import tqdm
 
+from hypernet_d2.data import load_dataset
 from hypernet_d2.engine import add_data_argument, setup_cfg
 from hypernet_d2.layers import WindowGrid
 
@@ -97,7 +98,7 @@ def load_boxes(cfg: CfgNode, name: str) -> list[tuple[tuple[int, int], Tensor]]:
             f"no data set is called {name!r}; registered are {', '.join(sorted(DatasetCatalog))}"
         )
     images = []
-    for record in DatasetCatalog.get(name):
+    for record in load_dataset(name):
         old = record["height"], record["width"]
         new = T.ResizeShortestEdge.get_output_shape(
             *old, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from PIL import Image
 from tqdm import tqdm
 
-from hypernet_d2.data.dataset_mapper import BROKEN_IMAGE
+from hypernet_d2.data import load_dataset
+from hypernet_d2.data.dataset_mapper import read_named
 from hypernet_d2.engine import add_data_argument, register_data
 from hypernet_d2.utils.visualizer import BoxVisualizer
 
@@ -60,7 +60,7 @@ def load(name: str) -> list[dict]:
         raise ValueError(
             f"no data set is called {name!r}; registered are {', '.join(sorted(DatasetCatalog))}"
         )
-    records = DatasetCatalog.get(name)
+    records = load_dataset(name, keep_odd_boxes=True)
     if not records:
         raise ValueError(f"data set {name!r} holds no image")
     return records
@@ -166,10 +166,7 @@ def draw(record: dict, odd: dict[int, str], metadata) -> np.ndarray:
     Raises:
         ValueError: the image cannot be read, or is of another size than the record says.
     """
-    try:
-        image = read_image(record["file_name"], format="RGB")
-    except BROKEN_IMAGE as error:
-        raise ValueError(f"{record['file_name']}: cannot be read as an image: {error}") from error
+    image = read_named(record["file_name"], format="RGB")
     height, width = image.shape[:2]
     if (height, width) != (record["height"], record["width"]):
         raise ValueError(

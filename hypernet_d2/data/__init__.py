@@ -11,7 +11,9 @@ from .digits import generate_digits
 __all__ = [
     "NamedErrorDatasetMapper",
     "PartDatasetMapper",
+    "checked_data",
     "generate_digits",
+    "load_dataset",
     "load_part_labels",
     "load_voc_style",
     "register_voc_style",
@@ -19,6 +21,7 @@ __all__ = [
 
 if find_spec("detectron2") is not None:
     from . import builtin  # noqa: F401  (importing registers)
+    from .checked import checked_data, load_dataset
     from .dataset_mapper import NamedErrorDatasetMapper
     from .parts import PartDatasetMapper, load_part_labels
     from .voc_style import load_voc_style, register_voc_style

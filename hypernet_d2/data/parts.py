@@ -25,6 +25,7 @@ from detectron2.structures import Instances
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from .coco_json import check_segmentation
 from .dataset_mapper import NamedErrorDatasetMapper
 
 __all__ = ["PartDatasetMapper", "load_part_labels"]
@@ -78,6 +79,11 @@ def _decode(parts: list[dict | None], num_parts: int, source: str) -> np.ndarray
             f"image or a list of {num_parts} RLEs, None for a part that is not there, but not only "
             "None"
         )
+    for rle in filter(None, parts):
+        try:
+            check_segmentation(rle, None)
+        except ValueError as error:
+            raise ValueError(f"{source}: parts: {error}") from error
     sizes = {tuple(rle["size"]) for rle in parts if rle}
     if len(sizes) > 1:
         raise ValueError(f"{source}: the parts of an object have several sizes: {sorted(sizes)}")

@@ -9,7 +9,6 @@ beyond the image and split files that name what is not there; here each is an er
 count when the set is loaded, before any training.
 """
 
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,12 +17,14 @@ from xml.etree import ElementTree
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from detectron2.utils.logger import log_first_n
 from PIL import Image
+
+from ..deploy.images import refuse_programs
+from .checked import log_odd_boxes
+from .coco_json import leads_out
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 _ORIENTATION = 274  # the Exif tag; its values 5 to 8 swap width and height
-_NAMED_IN_LOG = 10
 
 
 def register_voc_style(
@@ -97,9 +98,9 @@ def load_voc_style(root: str | Path, split: str, classes: Sequence[str]) -> list
     Raises:
         FileNotFoundError: the split file, or an image or xml that it names, is missing.
         ValueError: a file's content is not what it has to be: an empty split or one that names an
-            image twice, an unreadable image, xml that does not parse or declares a document type,
-            a size that is missing or is not the image's, a class that is not in ``classes``, a
-            coordinate that is missing or is no number.
+            image twice or a file outside of ``root``, an unreadable image, xml that does not parse
+            or declares a document type, a size that is missing or is not the image's, a class that
+            is not in ``classes``, a coordinate that is missing or is no number.
     """
     classes = _check_classes(classes)
     root = Path(root).expanduser()
@@ -109,16 +110,7 @@ def load_voc_style(root: str | Path, split: str, classes: Sequence[str]) -> list
         _load_image(root, image_id, split_file, classes, odd_boxes)
         for image_id in _read_split(split_file)
     ]
-    for what, files in odd_boxes.items():
-        names = list(dict.fromkeys(files))
-        more = f" and {len(names) - _NAMED_IN_LOG} more" if len(names) > _NAMED_IN_LOG else ""
-        log_first_n(
-            logging.WARNING,
-            f"{split_file}: {len(files)} box(es) {what}: "
-            f"{', '.join(names[:_NAMED_IN_LOG])}{more} in {root / 'Annotations'}",
-            name=__name__,
-            key="message",
-        )
+    log_odd_boxes(odd_boxes, str(split_file), f" in {root / 'Annotations'}")
     return dicts
 
 
@@ -147,6 +139,11 @@ def _read_split(split_file: Path) -> list[str]:
     for image_id in ids:
         if image_id in seen:
             raise ValueError(f"{split_file}: names {image_id!r} twice, expected distinct ids")
+        if leads_out(image_id):
+            raise ValueError(
+                f"{split_file}: names {image_id!r}, which leads out of the data set; expected the "
+                "name of a file in JPEGImages without its suffix"
+            )
         seen.add(image_id)
     return ids
 
@@ -245,11 +242,12 @@ def _check_size(
 def _image_size(image_file: Path) -> tuple[int, int]:
     """(width, height) as detectron2 shows the image; reads the header only."""
     try:
+        refuse_programs(image_file)
         with Image.open(image_file) as image:
             width, height = image.size
             # Without the test, Pillow would decode a whole png to look for Exif data at its end.
             rotated = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) >= 5
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's are of every kind for damaged files
         raise ValueError(f"{image_file}: cannot be read as an image: {error}") from error
     return (height, width) if rotated else (width, height)
 

@@ -54,7 +54,7 @@ class Detector:
             ImportError: what runs the file is not installed.
             ValueError: the file is no exported model, or is one that could run code.
         """
-        path = Path(path)
+        self._path = path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such model file")
         if zipfile.is_zipfile(path):
@@ -85,11 +85,12 @@ class Detector:
 
         Raises:
             FileNotFoundError: there is no such image file.
-            ValueError: not an image, or a number out of its range.
+            ValueError: not an image, a number out of its range, or a model that fails.
+            FloatingPointError: a box or a score that the model gives is not finite.
         """
         image, threshold, count = self._check(image, score_threshold, num_proposals)
         canvas, size = self._prepare(image)
-        outputs = self._run(canvas, *_as_inputs(size, count), OUTPUTS[:3])
+        outputs = self._outputs(canvas, size, count, OUTPUTS[:3])
         return _postprocess(*outputs, size, image.shape[:2], threshold)
 
     def stages(
@@ -102,7 +103,7 @@ class Detector:
         """As `__call__`, with what the model found on its way."""
         image, threshold, count = self._check(image, score_threshold, num_proposals)
         canvas, size = self._prepare(image)
-        outputs = self._run(canvas, *_as_inputs(size, count), OUTPUTS)
+        outputs = self._outputs(canvas, size, count, OUTPUTS)
         proposals, objectness, windows, feature = outputs[3:]
         exist = np.isfinite(objectness)
         scale = _scale(size, image.shape[:2])
@@ -140,6 +141,21 @@ class Detector:
             raise ValueError(f"num_proposals is {num_proposals}; expected 1 to {most}")
         return image, threshold, count
 
+    def _outputs(
+        self, canvas: np.ndarray, size: tuple[int, int], num_proposals: int, names: tuple[str, ...]
+    ) -> list[np.ndarray]:
+        inputs = canvas, np.array(size, np.int64), np.array(num_proposals, np.int64)
+        try:
+            outputs = self._run(*inputs, names)
+        except Exception as error:  # those of the two libraries have no common base but this
+            raise ValueError(f"{self._path}: this model cannot be run: {error}") from error
+        if not all(np.isfinite(output).all() for output in outputs[:2]):
+            raise FloatingPointError(
+                f"{self._path}: the boxes or scores that this model gives are not finite: its "
+                "weights are broken, or its numbers overflow"
+            )
+        return outputs
+
     def _prepare(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """The canvas with the resized image at its top left, and the image's size on it."""
         info = self.info
@@ -149,10 +165,6 @@ class Detector:
         ordered = image if info.input_format == "BGR" else image[:, :, ::-1]
         canvas[: size[0], : size[1]] = resize(ordered, size)
         return canvas, size
-
-
-def _as_inputs(size: tuple[int, int], num_proposals: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.array(size, np.int64), np.array(num_proposals, np.int64)
 
 
 def _scale(size: tuple[int, int], original: tuple[int, int]) -> np.ndarray:

@@ -32,17 +32,14 @@ def load_set(annotations: Path, detector: Detector):
         ImportError: pycocotools is not installed.
     """
     try:
-        from pycocotools.coco import COCO
+        from ..data.coco_json import CheckedCOCO
     except ImportError as error:
         raise ImportError("AP is measured by pycocotools: pip install pycocotools") from error
     if not annotations.is_file():
         raise FileNotFoundError(f"{annotations}: no such annotations")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO(str(annotations))
-        names = tuple(coco.cats[key]["name"] for key in sorted(coco.cats))
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise ValueError(f"{annotations}: expected COCO's json: {error!r}") from error
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = CheckedCOCO(str(annotations), evaluated=True)
+    names = tuple(coco.cats[key]["name"] for key in sorted(coco.cats))
     if names != detector.info.classes:
         raise ValueError(
             f"{annotations}: the categories are {list(names)}, but the model's classes "

@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-__all__ = ["draw_detections", "fit_size", "place_label", "read_image", "resize"]
+__all__ = ["draw_detections", "fit_size", "place_label", "read_image", "refuse_programs", "resize"]
+
+# PostScript, and with a preview before it: Pillow has Ghostscript, an interpreter, draw these.
+_PROGRAMS = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -27,11 +30,19 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image")
     try:
+        refuse_programs(path)
         with Image.open(path) as image:
             rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's are of every kind for damaged files
         raise ValueError(f"{path}: cannot be read as an image: {error}") from error
     return rgb[:, :, ::-1]
+
+
+def refuse_programs(path: str | os.PathLike) -> None:
+    """Raise a ValueError for a file that is a program, which Pillow would have run to draw it."""
+    with open(path, "rb") as file:
+        if file.read(4) in _PROGRAMS:
+            raise ValueError("it is PostScript, a program; expected an image")
 
 
 def fit_size(

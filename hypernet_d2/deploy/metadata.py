@@ -15,6 +15,16 @@ FORMAT_VERSION = 1
 INPUTS = ("image", "size", "num_proposals")
 OUTPUTS = ("boxes", "scores", "classes", "proposals", "objectness", "windows", "feature")
 
+# Whole numbers, and the least of each.
+_LEAST = {
+    "min_size": 0,
+    "max_size": 1,
+    "max_proposals": 1,
+    "max_detections": 1,
+    "feature_stride": 1,
+}
+_MOST = 10**6
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -57,6 +67,13 @@ class ModelInfo:
             values["classes"] = tuple(str(name) for name in values["classes"])
             height, width = (int(side) for side in values["canvas"])
             values["canvas"] = (height, width)
+            for name, least in _LEAST.items():
+                if type(values[name]) is not int or not least <= values[name] <= _MOST:
+                    raise ValueError(f"{name} is {values[name]!r}, expected {least} or more")
+            if not 0 <= values["score_threshold"] <= 1:
+                raise ValueError(f"score_threshold is {values['score_threshold']!r}")
+            if not (0 < height <= _MOST and 0 < width <= _MOST):
+                raise ValueError(f"canvas is {values['canvas']!r}")
             if values["input_format"] not in ("BGR", "RGB"):
                 raise ValueError(f"input_format is {values['input_format']!r}")
         except (ValueError, TypeError, AttributeError, KeyError) as error:

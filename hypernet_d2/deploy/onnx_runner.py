@@ -33,7 +33,7 @@ class OnnxRunner:
                 "pip install onnxruntime"
             ) from error
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # its remarks on the graph tell a user nothing
+        options.log_severity_level = 4  # its remarks tell a user nothing, and errors are raised
         options.intra_op_num_threads = threads or 0
         try:
             self._session = onnxruntime.InferenceSession(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
+
+from .safe_checkpoint import SafeCheckpointer
 
 __all__ = ["HyperNetCheckpointer"]
 
 
-class HyperNetCheckpointer(DetectionCheckpointer):
+class HyperNetCheckpointer(SafeCheckpointer):
     """The stock checkpointer, which raises where the stock one only warns.
 
     Args:

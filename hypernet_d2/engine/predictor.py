@@ -8,7 +8,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultPredictor
 
+from ..data import load_dataset
 from .checkpoint import HyperNetCheckpointer
+from .finite import raise_if_not_finite
 
 __all__ = ["Predictor"]
 
@@ -23,7 +25,9 @@ class Predictor(DefaultPredictor):
 
     Raises:
         FileNotFoundError: the file that ``MODEL.WEIGHTS`` names is missing.
-        ValueError: ``MODEL.WEIGHTS`` is empty or of another model, or ``DATASETS.TEST`` is empty.
+        ValueError: ``MODEL.WEIGHTS`` is empty, of another model or not finite, or
+            ``DATASETS.TEST`` is empty.
+        FloatingPointError (when called): the features of the image are not finite.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -36,10 +40,11 @@ class Predictor(DefaultPredictor):
         bare.MODEL.WEIGHTS = ""
         super().__init__(bare)
         self.cfg = cfg.clone()
+        self.model.backbone.register_forward_hook(raise_if_not_finite)
         HyperNetCheckpointer(self.model, strict=True).load(cfg.MODEL.WEIGHTS)
         name = cfg.DATASETS.TEST[0]
         if self.metadata.get("thing_classes") is None and name in DatasetCatalog:
-            DatasetCatalog.get(name)
+            load_dataset(name)
         if self.metadata.get("thing_classes") is None:
             logger.warning(
                 "data set %r (DATASETS.TEST) is not registered: classes are shown as numbers; "

@@ -34,9 +34,10 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
-from ..data import NamedErrorDatasetMapper, PartDatasetMapper
+from ..data import NamedErrorDatasetMapper, PartDatasetMapper, checked_data, load_dataset
 from ..evaluation import PartEvaluator, ProposalRecallEvaluator, proposal_network
 from .checkpoint import HyperNetCheckpointer
+from .finite import finite_steps
 
 __all__ = ["Trainer", "build_evaluator"]
 
@@ -47,6 +48,7 @@ RESULTS_FILE = "results.json"
 EVALUATORS = {"coco": COCOEvaluator, "pascal_voc": PascalVOCDetectionEvaluator}
 
 
+@checked_data(evaluated=True)
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None):
     """The evaluator that ``MODEL.HYPERNET.EVALUATOR``, or else the data set's metadata, names.
 
@@ -116,6 +118,8 @@ class Trainer(DefaultTrainer):
     """detectron2's DefaultTrainer, on GPUs or on a CPU, in one process or several."""
 
     def __init__(self, cfg: CfgNode):
+        for name in cfg.DATASETS.TEST:  # now, and not when the training is over
+            load_dataset(name, evaluated=True)
         with _ddp_for(cfg.MODEL.DEVICE):
             super().__init__(cfg)
         self.checkpointer = HyperNetCheckpointer(
@@ -124,6 +128,11 @@ class Trainer(DefaultTrainer):
         for hook in self._hooks:
             if hasattr(hook, "checkpointer"):
                 hook.checkpointer = self.checkpointer
+
+    def run_step(self) -> None:
+        """The stock step; losses that are not finite end it with what they come from."""
+        with finite_steps(self._trainer):
+            super().run_step()
 
     def build_hooks(self) -> list[HookBase]:
         """The stock hooks, and the host's memory before the writers."""
@@ -142,6 +151,7 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
+    @checked_data()
     def build_train_loader(cls, cfg: CfgNode):
         """The stock loader; an image that cannot be read is named, and parts are loaded."""
         mapper = PartDatasetMapper if has_parts(cfg) else NamedErrorDatasetMapper
@@ -150,6 +160,7 @@ class Trainer(DefaultTrainer):
         return loader
 
     @classmethod
+    @checked_data()
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         """The stock loader; an image that cannot be read is named."""
         loader = build_detection_test_loader(

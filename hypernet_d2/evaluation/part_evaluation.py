@@ -12,7 +12,7 @@ import logging
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
 from detectron2.utils import comm
@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
+from ..data import load_dataset
 from ..data.parts import load_part_labels
 from ..modeling import paste_parts
 
@@ -70,7 +71,7 @@ class PartEvaluator(DatasetEvaluator):
             dataset_name: of a data set with ``thing_classes`` and ``part_names``.
             distributed: whether to collect the results of all processes.
         """
-        records = DatasetCatalog.get(dataset_name)
+        records = load_dataset(dataset_name)
         metadata = MetadataCatalog.get(dataset_name)
         self._part_names = list(metadata.part_names)
         self._num_classes = len(metadata.thing_classes)

@@ -63,7 +63,7 @@ def logged():
     messages = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger("hypernet_d2.data.voc_style")
+    logger = logging.getLogger("hypernet_d2.data.checked")
     logger.addHandler(handler)
     yield messages
     logger.removeHandler(handler)

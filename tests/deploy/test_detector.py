@@ -180,6 +180,10 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
         ({"input_format": "YUV"}, "input_format is 'YUV'"),
         ({"more": 1}, "expected the metadata"),
         ({"canvas": [1]}, "cannot be read"),
+        ({"canvas": [10**9, 64]}, "canvas is"),
+        ({"min_size": -1}, "min_size is -1, expected 0 or more"),
+        ({"max_proposals": "4"}, "max_proposals is '4'"),
+        ({"score_threshold": float("nan")}, "score_threshold is nan"),
     ],
 )
 def test_metadata_is_checked(change, message):
