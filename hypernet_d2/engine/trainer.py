@@ -23,7 +23,7 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from detectron2.engine import DefaultTrainer, HookBase, defaults
+from detectron2.engine import DefaultTrainer, HookBase, defaults, hooks
 from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
@@ -35,8 +35,10 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data import NamedErrorDatasetMapper, PartDatasetMapper
+from ..data.train_loader import build_repeatable_train_loader, seed_everything
 from ..evaluation import PartEvaluator, ProposalRecallEvaluator, proposal_network
 from .checkpoint import HyperNetCheckpointer
+from .sigterm import LeaveOnSigterm
 
 __all__ = ["Trainer", "build_evaluator"]
 
@@ -125,10 +127,50 @@ class Trainer(DefaultTrainer):
             if hasattr(hook, "checkpointer"):
                 hook.checkpointer = self.checkpointer
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As the stock one; a run that is resumed goes on with the batch that would have come."""
+        super().resume_or_load(resume)
+        if sampler := getattr(self._trainer.data_loader, "batch_sampler", None):
+            sampler.start = self.start_iter
+
+    def run_step(self) -> None:
+        """The stock step; with a ``SEED`` its random numbers depend on the iteration alone.
+
+        So those of a resumed run are those that an unbroken one would have had.
+        """
+        if self.cfg.SEED >= 0:
+            seed_everything(self.cfg.SEED, 2, comm.get_rank(), self.iter)
+        super().run_step()
+
+    def train(self):
+        """The stock training.
+
+        Raises:
+            OSError: naming ``OUTPUT_DIR``, where the system refuses to write and names no file.
+        """
+        try:
+            return super().train()
+        except OSError as error:
+            if error.errno is None or error.filename is not None:
+                raise
+            raise OSError(
+                error.errno,
+                f"{error.strerror}; training stopped at iteration {self.iter}, and the last "
+                "checkpoint stands",
+                self.cfg.OUTPUT_DIR,
+            ) from error
+
     def build_hooks(self) -> list[HookBase]:
-        """The stock hooks, and the host's memory before the writers."""
-        stock = super().build_hooks()
-        return [*stock[:-1], HostMemory(), *stock[-1:]]
+        """The stock hooks, SIGTERM's before the evaluation, the host's memory before the last."""
+        stock = [hook for hook in super().build_hooks() if hook is not None]
+        (evaluation,) = (i for i, hook in enumerate(stock) if isinstance(hook, hooks.EvalHook))
+        return [
+            *stock[:evaluation],
+            LeaveOnSigterm(),
+            stock[evaluation],
+            HostMemory(),
+            *stock[evaluation + 1 :],
+        ]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -143,9 +185,18 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        """The stock loader; an image that cannot be read is named, and parts are loaded."""
-        mapper = PartDatasetMapper if has_parts(cfg) else NamedErrorDatasetMapper
-        loader = build_detection_train_loader(cfg, mapper=mapper(cfg, True))
+        """A loader of the stock batches; an image that cannot be read is named.
+
+        Where the model labels parts they are loaded. Batch i is the same in a resumed run, see
+        :func:`build_repeatable_train_loader`.
+        """
+        mapper = (PartDatasetMapper if has_parts(cfg) else NamedErrorDatasetMapper)(cfg, True)
+        loader = build_repeatable_train_loader(cfg, mapper)
+        if loader is None:
+            logger.warning(
+                "the training data is no list of images: a resumed run starts it from the beginning"
+            )
+            loader = build_detection_train_loader(cfg, mapper=mapper)
         check_num_classes(cfg, cfg.DATASETS.TRAIN)
         return loader
 
