@@ -7,20 +7,26 @@ import functools
 import json
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from unittest import mock
 
 import torch
 
 from ..helpers import tiny_cfg, write_voc
 
-# Random in every way that a run can be: images of both aspect ratios, sizes, flips, dropout.
+# Random in every way that a run can be: images of both aspect ratios, some with no object, sizes,
+# flips, dropout.
 OPTIONS = [
     "DATASETS.TRAIN", ("small_wide", "small_tall"), "DATASETS.TEST", (),
     "MODEL.ROI_HEADS.NUM_CLASSES", 2,
     "MODEL.HYPERNET.FEATURE.IN_FEATURES", ["res2", "res3"],
     "MODEL.HYPERNET.BOX_HEAD.DROPOUT", 0.25,
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False,
     "INPUT.MIN_SIZE_TRAIN", (48, 56, 64),
     "SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 4, "SOLVER.MAX_ITER", 12,
     "SOLVER.CHECKPOINT_PERIOD", 3, "SEED", 7,
@@ -28,9 +34,14 @@ OPTIONS = [
 
 
 def write_data(root: Path) -> None:
-    """Two sets of small images, wide and tall ones; `register` makes them known."""
-    write_voc(root / "wide", count=5, size=(64, 80))
-    write_voc(root / "tall", count=3, size=(80, 56))
+    """Two sets of small images, wide and tall ones; `register` makes them known.
+
+    Every other wide image has no object.
+    """
+    write_voc(root / "wide", count=6, size=(64, 80))
+    write_voc(root / "tall", count=4, size=(80, 56))
+    for path in sorted((root / "wide/Annotations").iterdir())[::2]:
+        path.write_text(re.sub("<object>.*</object>", "", path.read_text()))
 
 
 def register(root: Path) -> None:
@@ -45,14 +56,15 @@ def register(root: Path) -> None:
         register_voc_style(f"small_{name}", root / name, "all", ["square", "bar"])
 
 
-def train(output: Path, *opts, resume: bool = True, at: dict[int, int] | None = None) -> None:
-    """Train or resume; each iteration appends its losses to ``output/losses.jsonl``.
+def train(
+    output: Path, *opts, at: Mapping[int, Callable[[], object]] = MappingProxyType({})
+) -> None:
+    """Train, or go on; each iteration appends its losses to ``output/losses.jsonl``.
 
     Args:
         output: ``OUTPUT_DIR``.
         opts: further KEY, VALUE, ...
-        resume: go on from the last checkpoint.
-        at: signals that the process sends itself, by the iteration after which it does.
+        at: what is to happen after an iteration.
     """
     from detectron2.engine import HookBase
     from detectron2.utils import comm
@@ -67,19 +79,28 @@ def train(output: Path, *opts, resume: bool = True, at: dict[int, int] | None = 
             if comm.is_main_process():
                 with open(output / "losses.jsonl", "a") as file:
                     file.write(json.dumps({"iteration": self.trainer.iter, **row}) + "\n")
-            if at and self.trainer.iter in at:
-                os.kill(os.getpid(), at[self.trainer.iter])
+            if self.trainer.iter in at:
+                at[self.trainer.iter]()
 
     cfg = tiny_cfg(*OPTIONS, *opts, "OUTPUT_DIR", str(output))
     output.mkdir(parents=True, exist_ok=True)
-    seed_all_rng(cfg.SEED)
+    seed_all_rng(cfg.SEED + comm.get_rank())
     trainer = Trainer(cfg)
     # Before the stock hooks: what a run has done is written down before it can be interrupted.
-    recorder = Recorder()
-    trainer.register_hooks([recorder])
+    trainer.register_hooks([Recorder()])
     trainer._hooks.insert(0, trainer._hooks.pop())
-    trainer.resume_or_load(resume=resume)
+    trainer.resume_or_load(resume=True)
     trainer.train()
+
+
+def send(name: str, *pids: int) -> None:
+    """Send a signal, as another process."""
+    subprocess.run(["kill", f"-{name}", *map(str, pids)], check=True)
+
+
+def sigterm() -> None:
+    """SIGTERM to this process and to its loader's, as a scheduler sends it."""
+    send("TERM", os.getpid(), *(child.pid for child in multiprocessing.active_children()))
 
 
 def losses(output: Path) -> list[dict]:
