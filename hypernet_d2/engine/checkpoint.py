@@ -121,17 +121,17 @@ def _older(named: Path, folder: Path) -> list[Path]:
         named: that checkpoint; the folder where ``last_checkpoint`` is empty.
         folder: where the checkpoints are, maybe also those of an earlier and longer run.
     """
-    iterations = {}
-    for path in folder.glob("model_*.pth"):
-        if path.stem == "model_final":
-            iterations[path] = float("inf")
-        elif number := re.fullmatch(r"model_(\d+)", path.stem):
-            iterations[path] = int(number[1])
-    end = iterations.get(named, float("inf"))
-    before = [
-        path for path, i in iterations.items() if path != named and (i < end or named == folder)
-    ]
+    paths = {path: _iteration(path) for path in folder.glob("model_*.pth")}
+    numbered = {path: i for path, i in paths.items() if i is not None}
+    end = _iteration(named)
+    before = [path for path, i in numbered.items() if end is None or i < end]
     return sorted(before, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def _iteration(path: Path) -> float | None:
+    """The iteration of a checkpoint's name, infinity for the final one, None for another name."""
+    number = re.fullmatch(r"model_(\d+|final)", path.stem)
+    return float(number[1].replace("final", "inf")) if number else None
 
 
 def _is_whole(path: Path) -> bool:

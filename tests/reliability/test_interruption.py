@@ -54,8 +54,9 @@ def test_an_interrupted_run_has_the_losses_of_an_unbroken_one(unbroken, tmp_path
 
 
 def test_the_same_seed_gives_the_same_losses_twice_and_another_one_others(unbroken, tmp_path):
-    small_run.train(tmp_path / "same", "SOLVER.MAX_ITER", 3)
-    small_run.train(tmp_path / "other", "SOLVER.MAX_ITER", 3, "SEED", 8)
+    for name, seed in (("same", 7), ("other", 8)):
+        with pytest.raises(SystemExit):
+            small_run.train(tmp_path / name, "SEED", seed, at={2: small_run.sigterm})
     same, other = (small_run.losses(tmp_path / name) for name in ("same", "other"))
     assert_same(same, unbroken[:3])
     assert small_run.difference(other[0], unbroken[0]) > 1e-3
@@ -104,14 +105,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(copy, caplog,
     assert resumed_from(copy) == "model_0000002.pth"
 
 
-@pytest.mark.parametrize("content", ["", "model_0000099.pth"])
-def test_a_last_checkpoint_that_leads_nowhere_is_told_and_the_newest_is_taken(
-    copy, caplog, content
+@pytest.mark.parametrize(
+    ("content", "message", "taken"),
+    [
+        ("", "last_checkpoint names no checkpoint", "model_final.pth"),
+        ("model_0000004.pth", "model_0000004.pth is not there", "model_0000002.pth"),
+    ],
+)
+def test_a_last_checkpoint_that_leads_nowhere_is_told_and_the_newest_before_is_taken(
+    copy, caplog, content, message, taken
 ):
     (copy / "last_checkpoint").write_text(content)
     (copy / "model_init.pth").write_bytes((copy / "model_final.pth").read_bytes())
-    assert resumed_from(copy) == "model_final.pth"
-    assert ("model_0000099.pth is not there" if content else "names no checkpoint") in caplog.text
+    assert resumed_from(copy) == taken
+    assert message in caplog.text
 
 
 def test_checkpoints_of_a_longer_run_before_are_not_taken(copy):
