@@ -25,7 +25,7 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils import data
 
-__all__ = ["build_repeatable_train_loader", "seed_everything"]
+__all__ = ["build_repeatable_train_loader", "outlive_sigterm", "seed_everything"]
 
 
 def build_repeatable_train_loader(
@@ -61,7 +61,7 @@ def build_repeatable_train_loader(
         batch_sampler=_BatchSampler(parts["sampler"], total // world_size, groups),
         num_workers=parts["num_workers"],
         collate_fn=trivial_batch_collator,
-        worker_init_fn=_outlive_sigterm,
+        worker_init_fn=outlive_sigterm,
         generator=torch.Generator(),  # or a number of the model's would be drawn
     )
 
@@ -129,7 +129,7 @@ def _random_state_kept() -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def _outlive_sigterm(worker: int) -> None:
+def outlive_sigterm(worker: int) -> None:
     """Leave a loader's process, which runs this, to its parent.
 
     Schedulers send SIGTERM to all processes of a job. A worker that left at once would take the

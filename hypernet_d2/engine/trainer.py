@@ -35,8 +35,9 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data import NamedErrorDatasetMapper, PartDatasetMapper
-from ..data.train_loader import build_repeatable_train_loader, seed_everything
+from ..data.train_loader import build_repeatable_train_loader, outlive_sigterm, seed_everything
 from ..evaluation import PartEvaluator, ProposalRecallEvaluator, proposal_network
+from ..utils.files import replacing
 from .checkpoint import HyperNetCheckpointer
 from .sigterm import LeaveOnSigterm
 
@@ -206,6 +207,7 @@ class Trainer(DefaultTrainer):
         loader = build_detection_test_loader(
             cfg, dataset_name, mapper=NamedErrorDatasetMapper(cfg, False)
         )
+        loader.worker_init_fn = outlive_sigterm
         check_num_classes(cfg, [dataset_name])
         return loader
 
@@ -228,7 +230,8 @@ class Trainer(DefaultTrainer):
             by_dataset = {names[0]: results} if len(names) == 1 else results
             Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
             text = json.dumps(_without_nan(by_dataset), indent=2, allow_nan=False)
-            Path(cfg.OUTPUT_DIR, RESULTS_FILE).write_text(text + "\n")
+            with replacing(Path(cfg.OUTPUT_DIR, RESULTS_FILE), "w") as file:
+                file.write(text + "\n")
         return results
 
     @classmethod
