@@ -119,7 +119,7 @@ class Trainer(DefaultTrainer):
     """detectron2's DefaultTrainer, on GPUs or on a CPU, in one process or several."""
 
     def __init__(self, cfg: CfgNode):
-        with _ddp_for(cfg.MODEL.DEVICE):
+        with _ddp_for(cfg):
             super().__init__(cfg)
         self.checkpointer = HyperNetCheckpointer(
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
@@ -264,15 +264,18 @@ def _without_nan(value):
 
 
 @contextlib.contextmanager
-def _ddp_for(device: str) -> Iterator[None]:
+def _ddp_for(cfg: CfgNode) -> Iterator[None]:
     """Let the stock trainer wrap a CPU model: DistributedDataParallel takes no device_ids there.
 
     The processes share the cores out: more threads than cores wait for each other at every barrier.
     """
-    if device.startswith("cuda") or comm.get_world_size() == 1:
+    if cfg.MODEL.DEVICE.startswith("cuda") or comm.get_world_size() == 1:
         yield
         return
     torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
-    wrap = functools.partial(defaults.create_ddp_model, device_ids=None)
+    # Else gradients are laid out anew after the first iteration of every run, so that more than two
+    # processes sum them in another order in the first one of a resumed run.
+    layout_stays = {"find_unused_parameters": cfg.SEED >= 0}
+    wrap = functools.partial(defaults.create_ddp_model, device_ids=None, **layout_stays)
     with mock.patch.object(defaults, "create_ddp_model", wrap):
         yield

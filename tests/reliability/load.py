@@ -27,7 +27,6 @@ from hypernet_d2.data import generate_digits
 from hypernet_d2.data.digits import digits_root
 from hypernet_d2.deploy import Detector
 
-from ..helpers import tiny_cfg
 from . import small_run
 
 SHIPPED = Path(__file__).resolve().parents[2] / "hypernet_d2/deploy/models/digits.onnx"
@@ -47,9 +46,7 @@ def detect_many(images: int, folder: Path) -> dict:
     small_run.write_data(folder)
     small_run.register(folder)
     weights = str(folder / "model.pth")
-    cfg = tiny_cfg(
-        *small_run.OPTIONS, "DATASETS.TEST", ("small_wide",), "MODEL.WEIGHTS", weights
-    )  # fmt: skip
+    cfg = small_run.config("DATASETS.TEST", ("small_wide",), "MODEL.WEIGHTS", weights)
     torch.save({"model": build_model(cfg).state_dict()}, weights)
     predictor = Predictor(cfg)
     paths = itertools.cycle(sorted(folder.glob("*/JPEGImages/*.jpg")))

@@ -58,6 +58,11 @@ def register(root: Path) -> None:
         register_voc_style(f"small_{name}", root / name, "all", ["square", "bar"])
 
 
+def config(*opts):
+    """The config of the run; ``opts`` are KEY, VALUE, KEY, VALUE, ..."""
+    return tiny_cfg(*OPTIONS, *opts)
+
+
 def train(
     output: Path, *opts, at: Mapping[int, Callable[[], object]] = MappingProxyType({})
 ) -> None:
@@ -84,7 +89,7 @@ def train(
             if self.trainer.iter in at:
                 at[self.trainer.iter]()
 
-    cfg = tiny_cfg(*OPTIONS, *opts, "OUTPUT_DIR", str(output))
+    cfg = config(*opts, "OUTPUT_DIR", str(output))
     output.mkdir(parents=True, exist_ok=True)
     seed_all_rng(cfg.SEED + comm.get_rank())
     trainer = Trainer(cfg)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 import signal
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,21 @@ def test_the_same_seed_gives_the_same_losses_twice_and_another_one_others(unbrok
     same, other = (small_run.losses(tmp_path / name) for name in ("same", "other"))
     assert_same(same, unbroken[:3])
     assert small_run.difference(other[0], unbroken[0]) > 1e-3
+
+
+def test_batches_are_those_of_the_stock_loader():
+    from detectron2.data import build_detection_train_loader
+
+    from hypernet_d2.data.train_loader import build_repeatable_train_loader
+
+    cfg = small_run.config("DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 3)
+    stock = build_detection_train_loader(cfg, mapper=dict)
+    names = [[image["file_name"] for image in batch] for batch in islice(stock, 12)]
+    ours = build_repeatable_train_loader(cfg, dict)
+    ours.batch_sampler.start = 5
+    assert [[image["file_name"] for image in batch] for batch in islice(ours, 7)] == names[5:]
+    tall = [["tall" in name for name in batch] for batch in names]
+    assert {len(set(batch)) for batch in tall} == {1}  # wide and tall ones do not mix
 
 
 def checkpoints(folder):
