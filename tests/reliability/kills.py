@@ -25,7 +25,7 @@ from . import small_run
 
 PERIOD = 3  # iterations from checkpoint to checkpoint
 MOMENTS = ("any", "model_", "any", "last_checkpoint", "any", "in last_checkpoint")
-SCENES = 12
+SCENES = 4
 
 
 def kill_training(kills: int, rng: random.Random, folder: Path) -> dict:

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from hypernet_d2.data import generate_digits
-from hypernet_d2.data.digits import digits_root
 from hypernet_d2.deploy import Detector
 
 from . import small_run
@@ -72,10 +71,9 @@ def detect_many(images: int, folder: Path) -> dict:
     return {"images": images // 10 * 11, **figures}
 
 
-def detect_in_threads(threads: int, images: int) -> dict:
+def detect_in_threads(threads: int, images: int, folder: Path) -> dict:
     """The shipped model's answers in so many threads at once are those of one; figures."""
-    digits = generate_digits(digits_root(), "val", num_images=100)
-    paths = sorted(digits.glob("*.png"))[:images]
+    paths = sorted(generate_digits(folder, "val", num_images=images).glob("*.png"))
     detector = Detector(SHIPPED, threads=1)
     expected = [detector(path) for path in paths]
     with ThreadPoolExecutor(threads) as pool:
@@ -98,4 +96,4 @@ if __name__ == "__main__":
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as root:
         print(json.dumps(detect_many(args.images, Path(root))))
-    print(json.dumps(detect_in_threads(8, 24)))
+        print(json.dumps(detect_in_threads(8, 24, Path(root))))

@@ -47,14 +47,15 @@ def write_data(root: Path) -> None:
 
 
 def register(root: Path) -> None:
-    """Register the sets of `write_data`, unless they are."""
-    from detectron2.data import DatasetCatalog
+    """Register the sets of `write_data`, in the place of those of another folder."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
 
     from hypernet_d2.data import register_voc_style
 
     for name in ("wide", "tall"):
         if f"small_{name}" in DatasetCatalog:
             DatasetCatalog.remove(f"small_{name}")
+            MetadataCatalog.remove(f"small_{name}")
         register_voc_style(f"small_{name}", root / name, "all", ["square", "bar"])
 
 

@@ -33,8 +33,8 @@ def test_memory_and_open_files_stay_as_they_are(tmp_path):
     load.detect_many(100, tmp_path)
 
 
-def test_eight_threads_get_the_answers_of_one():
+def test_eight_threads_get_the_answers_of_one(tmp_path):
     pytest.importorskip("onnxruntime")
     from . import load
 
-    load.detect_in_threads(8, 8)
+    load.detect_in_threads(8, 3, tmp_path)
