@@ -14,6 +14,7 @@ import argparse
 import functools
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -71,6 +72,7 @@ def _launch(processes: int, output: Path, after: int, name: str) -> None:
 
     with open(output / "stderr.txt", "w") as file:
         os.dup2(file.fileno(), 2)
+    sys.stderr = sys.__stderr__  # which pytest has replaced
     launcher = os.getpid()
 
     def train():
