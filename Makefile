@@ -1,6 +1,6 @@
 # Every target works through tools/setup_env.sh, which prepares the environment or finds it ready.
 # No target is a file: make cannot name files in a folder with a space in its name.
-.PHONY: help demo test lint format clean distclean
+.PHONY: help demo test soak lint format clean distclean
 
 ENV = @sh tools/setup_env.sh
 
@@ -8,6 +8,7 @@ help:
 	@echo 'make demo       train a small HyperNet in about ten minutes, or take the one that ships where'
 	@echo '                detectron2 is missing; its AP and pictures of its detections'
 	@echo 'make test       run the test suite (ARGS="-k windows" is passed on to pytest)'
+	@echo 'make soak       run the long reliability tests, some ten minutes (docs/RELIABILITY.md)'
 	@echo 'make lint       check style and format; make format mends what can be mended'
 	@echo 'make clean      remove caches and build products; make distclean also ./.venv and output/'
 	@echo
@@ -19,6 +20,10 @@ demo:
 
 test:
 	$(ENV) python -m pytest $(ARGS)
+
+soak:
+	$(ENV) sh -c 'python -m tests.reliability.kills && python -m tests.reliability.several \
+		&& python -m tests.reliability.load'
 
 lint:
 	$(ENV) sh -c 'python -m ruff check . && python -m ruff format --check .'

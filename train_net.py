@@ -7,7 +7,7 @@
 
 import argparse
 
-from detectron2.engine import default_argument_parser, default_setup, hooks, launch
+from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -16,6 +16,7 @@ from hypernet_d2.engine import (
     HyperNetCheckpointer,
     Trainer,
     add_data_argument,
+    launch,
     setup_cfg,
     train_alternating,
     write_results,

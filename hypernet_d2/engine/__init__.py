@@ -5,6 +5,7 @@ from .alternating import train_alternating, write_results
 from .checkpoint import HyperNetCheckpointer
 from .predictor import Predictor
 from .setup import add_data_argument, default_device, register_data, setup_cfg
+from .sigterm import launch
 from .trainer import Trainer, build_evaluator
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "add_data_argument",
     "build_evaluator",
     "default_device",
+    "launch",
     "register_data",
     "setup_cfg",
     "train_alternating",

@@ -14,15 +14,13 @@ precomputed-proposal files.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from detectron2.config import CfgNode
@@ -35,6 +33,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage, JSONWriter
 from torch import nn
 
+from ..utils.files import replacing
 from .checkpoint import HyperNetCheckpointer
 from .trainer import Trainer
 
@@ -145,7 +144,7 @@ class ProposalWriter(DatasetEvaluator):
         if comm.is_main_process():
             ids, boxes, logits = (list(x) for x in zip(*itertools.chain(*gathered), strict=True))
             mode = BoxMode.XYXY_ABS.value
-            with _replacing(self.path) as file:
+            with replacing(self.path) as file:
                 pickle.dump(
                     {"ids": ids, "boxes": boxes, "objectness_logits": logits, "bbox_mode": mode},
                     file,
@@ -295,7 +294,7 @@ def _unify(cfg: CfgNode) -> CfgNode:
     out.freeze()
     _combine(cfg, UNIFIED, out.MODEL.WEIGHTS)
     if comm.is_main_process():
-        with _replacing(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")) as file:
+        with replacing(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")) as file:
             file.write(FINAL.encode())
     return out
 
@@ -308,14 +307,6 @@ def _combine(cfg: CfgNode, parts: dict[str, str], path: str) -> None:
             file = os.path.join(cfg.OUTPUT_DIR, name, FINAL)
             state = torch.load(file, map_location="cpu", weights_only=True)["model"]
             model.update({k: v for k, v in state.items() if parts.get(k.split(".")[0]) == name})
-        with _replacing(path) as file:
+        with replacing(path) as file:
             torch.save({"model": model}, file)
     comm.synchronize()
-
-
-@contextlib.contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
-    """A file to write to, which takes its name when it is complete."""
-    with open(f"{path}.part", "wb") as file:
-        yield file
-    os.replace(f"{path}.part", path)

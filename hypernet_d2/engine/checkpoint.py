@@ -1,19 +1,42 @@
-"""A checkpointer that refuses what it cannot load."""
+"""A checkpointer that refuses what it cannot load, and that a kill cannot harm."""
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import zipfile
+import zlib
+from pathlib import Path
 from typing import Any
 
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from ..utils.files import replacing
 from .safe_checkpoint import SafeCheckpointer
 
 __all__ = ["HyperNetCheckpointer"]
 
+logger = logging.getLogger(__name__)
+
+
+class _WholeFiles:
+    """detectron2's PathManager, whose files take their names when they are complete."""
+
+    def open(self, path: str, mode: str = "r", **kwargs):
+        """A file; one to write to is that of `replacing`."""
+        return replacing(path, mode) if "w" in mode else PathManager.open(path, mode, **kwargs)
+
+    def __getattr__(self, name: str):
+        return getattr(PathManager, name)
+
 
 class HyperNetCheckpointer(SafeCheckpointer):
     """The stock checkpointer, which raises where the stock one only warns.
+
+    A checkpoint is written under another name and renamed when it is complete and on the disk, so
+    that of a killed run the one before stands. Resuming takes the last checkpoint that is whole.
 
     Args:
         strict: whether the checkpoint must hold every parameter of the model, in its shape, as
@@ -28,6 +51,7 @@ class HyperNetCheckpointer(SafeCheckpointer):
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, strict: bool = False, **kwargs):
         super().__init__(model, save_dir, **kwargs)
+        self.path_manager = _WholeFiles()
         self.strict = strict
         self._path = ""
 
@@ -51,6 +75,28 @@ class HyperNetCheckpointer(SafeCheckpointer):
         finally:
             self.strict = strict
 
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint that ``last_checkpoint`` names, or the newest one before it that is whole.
+
+        Raises:
+            ValueError: naming the damaged ones, if no checkpoint of ``save_dir`` is whole.
+        """
+        named = Path(super().get_checkpoint_file())
+        damaged = []
+        for path in [named, *_older(named, Path(self.save_dir))]:
+            if _is_whole(path):
+                if damaged:
+                    logger.warning(
+                        "Resuming from %s, the newest whole checkpoint: %s",
+                        path,
+                        "; ".join(damaged),
+                    )
+                return str(path)
+            damaged.append(_what_is_wrong(path))
+        raise ValueError(
+            f"no checkpoint to resume from: {'; '.join(damaged)}. To start anew leave out --resume"
+        )
+
     def _load_model(self, checkpoint: Any):
         incompatible = super()._load_model(checkpoint)
         names = {name for name, _ in self.model.named_parameters()}
@@ -66,3 +112,38 @@ class HyperNetCheckpointer(SafeCheckpointer):
                 f"({', '.join(reshaped[:3]) or 'none'})"
             )
         return incompatible
+
+
+def _older(named: Path, folder: Path) -> list[Path]:
+    """The checkpoints before the one that ``last_checkpoint`` names, the newest first.
+
+    Args:
+        named: that checkpoint; the folder where ``last_checkpoint`` is empty.
+        folder: where the checkpoints are, maybe also those of an earlier and longer run.
+    """
+    paths = {path: _iteration(path) for path in folder.glob("model_*.pth")}
+    numbered = {path: i for path, i in paths.items() if i is not None}
+    end = _iteration(named)
+    before = [path for path, i in numbered.items() if end is None or i < end]
+    return sorted(before, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def _iteration(path: Path) -> float | None:
+    """The iteration of a checkpoint's name, infinity for the final one, None for another name."""
+    number = re.fullmatch(r"model_(\d+|final)", path.stem)
+    return float(number[1].replace("final", "inf")) if number else None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint has all its bytes, as torch.save has written them."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError):
+        return False
+
+
+def _what_is_wrong(path: Path) -> str:
+    if path.suffix != ".pth":
+        return f"{path / 'last_checkpoint'} names no checkpoint"
+    return f"{path} is damaged" if path.exists() else f"{path} is not there"

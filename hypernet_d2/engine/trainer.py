@@ -23,7 +23,7 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from detectron2.engine import DefaultTrainer, HookBase, defaults
+from detectron2.engine import DefaultTrainer, HookBase, defaults, hooks
 from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
@@ -35,9 +35,12 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data import NamedErrorDatasetMapper, PartDatasetMapper, checked_data, load_dataset
+from ..data.train_loader import build_repeatable_train_loader, outlive_sigterm, seed_everything
 from ..evaluation import PartEvaluator, ProposalRecallEvaluator, proposal_network
+from ..utils.files import replacing
 from .checkpoint import HyperNetCheckpointer
 from .finite import finite_steps
+from .sigterm import LeaveOnSigterm
 
 __all__ = ["Trainer", "build_evaluator"]
 
@@ -120,7 +123,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         for name in cfg.DATASETS.TEST:  # now, and not when the training is over
             load_dataset(name, evaluated=True)
-        with _ddp_for(cfg.MODEL.DEVICE):
+        with _ddp_for(cfg):
             super().__init__(cfg)
         self.checkpointer = HyperNetCheckpointer(
             self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
@@ -129,15 +132,52 @@ class Trainer(DefaultTrainer):
             if hasattr(hook, "checkpointer"):
                 hook.checkpointer = self.checkpointer
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As the stock one; a run that is resumed goes on with the batch that would have come."""
+        super().resume_or_load(resume)
+        if sampler := getattr(self._trainer.data_loader, "batch_sampler", None):
+            sampler.start = self.start_iter
+
     def run_step(self) -> None:
-        """The stock step; losses that are not finite end it with what they come from."""
+        """The stock step; losses that are not finite end it with what they come from.
+
+        With a ``SEED`` its random numbers depend on the iteration alone, so that those of a resumed
+        run are those that an unbroken one would have had.
+        """
+        if self.cfg.SEED >= 0:
+            seed_everything(self.cfg.SEED, 2, comm.get_rank(), self.iter)
         with finite_steps(self._trainer):
             super().run_step()
 
+    def train(self):
+        """The stock training.
+
+        Raises:
+            OSError: naming ``OUTPUT_DIR``, where the system refuses to write and names no file.
+        """
+        try:
+            return super().train()
+        except OSError as error:
+            if error.errno is None or error.filename is not None:
+                raise
+            raise OSError(
+                error.errno,
+                f"{error.strerror}; training stopped at iteration {self.iter}, and the last "
+                "checkpoint stands",
+                self.cfg.OUTPUT_DIR,
+            ) from error
+
     def build_hooks(self) -> list[HookBase]:
-        """The stock hooks, and the host's memory before the writers."""
-        stock = super().build_hooks()
-        return [*stock[:-1], HostMemory(), *stock[-1:]]
+        """The stock hooks, SIGTERM's before the evaluation, the host's memory before the last."""
+        stock = [hook for hook in super().build_hooks() if hook is not None]
+        (evaluation,) = (i for i, hook in enumerate(stock) if isinstance(hook, hooks.EvalHook))
+        return [
+            *stock[:evaluation],
+            LeaveOnSigterm(),
+            stock[evaluation],
+            HostMemory(),
+            *stock[evaluation + 1 :],
+        ]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -153,9 +193,18 @@ class Trainer(DefaultTrainer):
     @classmethod
     @checked_data()
     def build_train_loader(cls, cfg: CfgNode):
-        """The stock loader; an image that cannot be read is named, and parts are loaded."""
-        mapper = PartDatasetMapper if has_parts(cfg) else NamedErrorDatasetMapper
-        loader = build_detection_train_loader(cfg, mapper=mapper(cfg, True))
+        """A loader of the stock batches; an image that cannot be read is named.
+
+        Where the model labels parts they are loaded. Batch i is the same in a resumed run, see
+        :func:`build_repeatable_train_loader`.
+        """
+        mapper = (PartDatasetMapper if has_parts(cfg) else NamedErrorDatasetMapper)(cfg, True)
+        loader = build_repeatable_train_loader(cfg, mapper)
+        if loader is None:
+            logger.warning(
+                "the training data is no list of images: a resumed run starts it from the beginning"
+            )
+            loader = build_detection_train_loader(cfg, mapper=mapper)
         check_num_classes(cfg, cfg.DATASETS.TRAIN)
         return loader
 
@@ -166,6 +215,7 @@ class Trainer(DefaultTrainer):
         loader = build_detection_test_loader(
             cfg, dataset_name, mapper=NamedErrorDatasetMapper(cfg, False)
         )
+        loader.worker_init_fn = outlive_sigterm
         check_num_classes(cfg, [dataset_name])
         return loader
 
@@ -188,7 +238,8 @@ class Trainer(DefaultTrainer):
             by_dataset = {names[0]: results} if len(names) == 1 else results
             Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
             text = json.dumps(_without_nan(by_dataset), indent=2, allow_nan=False)
-            Path(cfg.OUTPUT_DIR, RESULTS_FILE).write_text(text + "\n")
+            with replacing(Path(cfg.OUTPUT_DIR, RESULTS_FILE), "w") as file:
+                file.write(text + "\n")
         return results
 
     @classmethod
@@ -221,15 +272,18 @@ def _without_nan(value):
 
 
 @contextlib.contextmanager
-def _ddp_for(device: str) -> Iterator[None]:
+def _ddp_for(cfg: CfgNode) -> Iterator[None]:
     """Let the stock trainer wrap a CPU model: DistributedDataParallel takes no device_ids there.
 
     The processes share the cores out: more threads than cores wait for each other at every barrier.
     """
-    if device.startswith("cuda") or comm.get_world_size() == 1:
+    if cfg.MODEL.DEVICE.startswith("cuda") or comm.get_world_size() == 1:
         yield
         return
     torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
-    wrap = functools.partial(defaults.create_ddp_model, device_ids=None)
+    # Else gradients are laid out anew after the first iteration of every run, so that more than two
+    # processes sum them in another order in the first one of a resumed run.
+    layout_stays = {"find_unused_parameters": cfg.SEED >= 0}
+    wrap = functools.partial(defaults.create_ddp_model, device_ids=None, **layout_stays)
     with mock.patch.object(defaults, "create_ddp_model", wrap):
         yield

@@ -1,0 +1,98 @@
+"""Several processes of which one is killed, or all are told to leave.
+
+    python -m tests.reliability.several --processes 2 4
+
+Each process has one image at a time: of another size than the others', often with no object. In a
+run of Gloo processes the last one is killed with SIGKILL; the others must stop within a minute.
+Resumed, the launching process alone gets SIGTERM; all must leave with a checkpoint and 143. Resumed
+again, the run must end with the losses of one that was not broken off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import torch
+from detectron2.utils import comm
+
+from . import small_run
+
+KILLED_AFTER, TOLD_AFTER = 4, 8  # iterations
+
+
+def several(processes: int, folder: Path) -> dict:
+    """All of it; figures. AssertionError if anything is not as it should be."""
+    small_run.write_data(folder)
+    small_run.register(folder)
+    unbroken, broken = folder / f"unbroken{processes}", folder / f"broken{processes}"
+    assert run(processes, unbroken)["exit code"] == 0
+    killed = run(processes, broken, after=KILLED_AFTER, name="KILL")
+    assert killed["exit code"] == 1
+    assert killed["message"]
+    assert killed["seconds"] < 60
+    told = run(processes, broken, after=TOLD_AFTER, name="TERM")
+    assert told["exit code"] == 143, told
+    assert (broken / "last_checkpoint").read_text() >= f"model_{TOLD_AFTER:07}.pth"
+    assert run(processes, broken)["exit code"] == 0
+    rows, expected = small_run.losses(broken), small_run.losses(unbroken)
+    difference = max(map(small_run.difference, rows, expected))
+    assert len(rows) == len(expected) and difference <= 1e-5
+    return {
+        "processes": processes,
+        "message when one is killed": killed["message"],
+        "seconds until the others have stopped": killed["seconds"],
+        "seconds until all have left after SIGTERM": told["seconds"],
+        "largest difference of a loss": difference,
+    }
+
+
+def run(processes: int, output: Path, after: int = -1, name: str = "") -> dict:
+    """Launch in a child; after an iteration SIGKILL the last, or SIGTERM the launcher."""
+    output.mkdir(exist_ok=True)
+    log, stamp = output / "stderr.txt", output / "signalled"
+    stamp.unlink(missing_ok=True)
+    child = small_run.in_a_child(_launch, processes, output, after, name)
+    child.join()
+    seconds = round(time.time() - stamp.stat().st_mtime, 1) if name else None
+    lines = [line for line in log.read_text().splitlines() if "terminated with" in line]
+    message = lines[-1] if lines else ""
+    return {"exit code": child.exitcode, "seconds": seconds, "message": message}
+
+
+def _launch(processes: int, output: Path, after: int, name: str) -> None:
+    from hypernet_d2.engine import launch
+
+    with open(output / "stderr.txt", "w") as file:
+        os.dup2(file.fileno(), 2)
+    sys.stderr = sys.__stderr__  # which pytest has replaced
+    launcher = os.getpid()
+
+    def train():
+        small_run.train(output, "SOLVER.IMS_PER_BATCH", processes, at={after: signal_one})
+
+    def signal_one():
+        if comm.get_rank() == processes - 1:
+            (output / "signalled").touch()
+            small_run.send(name, os.getpid() if name == "KILL" else launcher)
+
+    # As launch does, but the processes need not import everything anew.
+    fork = functools.partial(torch.multiprocessing.start_processes, start_method="fork")
+    with mock.patch.object(torch.multiprocessing, "start_processes", fork):
+        launch(train, processes, dist_url="auto")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
+    args = parser.parse_args()
+    for processes in args.processes:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(several(processes, Path(folder)), indent=1))
