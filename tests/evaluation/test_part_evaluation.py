@@ -20,7 +20,7 @@ def labels_of(corner: tuple[int, int]) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def dataset() -> str:
+def dataset(tmp_path_factory) -> str:
     """The name of a registered set; its third object, and a crowd, are of class 1."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.structures import BoxMode
@@ -37,17 +37,21 @@ def dataset() -> str:
             **fields,
         }
 
+    folder = tmp_path_factory.mktemp("images")
+    for image_id in CORNERS:
+        (folder / f"{image_id}.png").touch()  # looked for, but not read
     records = [
         {
             "image_id": image_id,
-            "file_name": f"{image_id}.png",
+            "file_name": str(folder / f"{image_id}.png"),
             "height": H,
             "width": W,
             "annotations": [annotation(corner, image_id - 1) for corner in corners],
         }
         for image_id, corners in CORNERS.items()
     ]
-    records[1]["annotations"].append({"iscrowd": 1, "bbox": [0, 0, 60, 40], "category_id": 1})
+    crowd = {"iscrowd": 1, "bbox": [0, 0, 60, 40], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1}
+    records[1]["annotations"].append(crowd)
     name = "test_part_evaluation"
     DatasetCatalog.register(name, lambda: records)
     MetadataCatalog.get(name).set(thing_classes=["a", "b"], part_names=["head", "body"])

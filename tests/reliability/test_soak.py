@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
-import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.detectron2
 linux = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads Linux's /proc")
 
+ROOT = Path(__file__).resolve().parents[2]
 
-def test_kills_change_nothing(tmp_path, monkeypatch):
-    from . import kills
 
-    monkeypatch.setattr(kills, "MOMENTS", ("any", "model_", "last_checkpoint"))
-    figures = kills.kill_training(3, random.Random(1), tmp_path)
+def figures_of(module: str, *arguments: str) -> dict:
+    """What a command prints. It forks, which a process whose autograd has threads must not."""
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.reliability.{module}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout[done.stdout.index("{\n") :])
+
+
+def test_kills_change_nothing():
+    figures = figures_of("kills", "--kills", "4", "--seed", "1")
+    assert figures["kills"] == figures["kills of the digits"] == 4
     assert figures["iterations done twice"] > 0
-    kills.kill_digits(2, random.Random(1), tmp_path / "digits")
 
 
-def test_of_two_processes_one_is_killed_or_all_are_told_to_leave(tmp_path):
-    from . import several
-
-    several.several(2, tmp_path)
+def test_of_two_processes_one_is_killed_or_all_are_told_to_leave():
+    figures = figures_of("several", "--processes", "2")
+    assert "SIGKILL" in figures["message when one is killed"]
 
 
 @linux
