@@ -5,8 +5,8 @@
 ENV = @sh tools/setup_env.sh
 
 help:
-	@echo 'make demo       train a small HyperNet in about ten minutes, or take the one that ships where'
-	@echo '                detectron2 is missing; its AP and pictures of its detections'
+	@echo 'make demo       train a small HyperNet in ten to twenty minutes, or take the one that'
+	@echo '                ships where detectron2 is missing; its AP and pictures of its detections'
 	@echo 'make test       run the test suite (ARGS="-k windows" is passed on to pytest)'
 	@echo 'make soak       run the long reliability tests, some ten minutes (docs/RELIABILITY.md)'
 	@echo 'make lint       check style and format; make format mends what can be mended'

@@ -4,6 +4,7 @@
 # and exports the model and checks the file. Without, it does with the model that ships what needs no
 # detectron2: detections, AP, contact sheet.
 set -eu
+export PYTHONWARNINGS="ignore::FutureWarning,ignore::DeprecationWarning"  # of libraries
 config=configs/Digits-Detection/hypernet_R_18_demo.yaml
 output=output/demo
 weights=$output/model_final.pth
@@ -36,7 +37,7 @@ if [ -f "$weights" ]; then
     echo "==> demo: $weights is there and is only evaluated (to train anew: rm -r $output)"
     python train_net.py --config-file "$config" --eval-only OUTPUT_DIR "$output" MODEL.WEIGHTS "$weights"
 else
-    echo "==> demo: training $config into $output (about ten minutes on two cores)"
+    echo "==> demo: training $config into $output (ten to twenty minutes on two cores)"
     # --resume goes on from the last checkpoint of a run that was stopped, and else starts anew.
     python train_net.py --config-file "$config" --resume OUTPUT_DIR "$output"
 fi
