@@ -8,7 +8,7 @@ help:
 	@echo 'make demo       train a small HyperNet in ten to twenty minutes, or take the one that'
 	@echo '                ships where detectron2 is missing; its AP and pictures of its detections'
 	@echo 'make test       run the test suite (ARGS="-k windows" is passed on to pytest)'
-	@echo 'make soak       run the long reliability tests, some ten minutes (docs/RELIABILITY.md)'
+	@echo 'make soak       run the long reliability tests (docs/RELIABILITY.md)'
 	@echo 'make lint       check style and format; make format mends what can be mended'
 	@echo 'make clean      remove caches and build products; make distclean also ./.venv and output/'
 	@echo
@@ -23,7 +23,8 @@ test:
 
 soak:
 	$(ENV) sh -c 'python -m tests.reliability.kills && python -m tests.reliability.several \
-		&& python -m tests.reliability.load'
+		&& python -m tests.reliability.load \
+		&& python tests/reliability/fuzz.py'
 
 lint:
 	$(ENV) sh -c 'python -m ruff check . && python -m ruff format --check .'

@@ -22,7 +22,6 @@ import torch
 from contact_sheet import CELL_WIDTH, draw_detections, draw_ground_truth
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -32,6 +31,8 @@ from torch import Tensor
 from web import tile_channels
 
 from demo import output_of
+from hypernet_d2.data import load_dataset
+from hypernet_d2.data.dataset_mapper import read_named
 from hypernet_d2.engine import Predictor, add_data_argument, setup_cfg
 from hypernet_d2.layers import WindowGrid, hypercolumn_picture
 from hypernet_d2.modeling import HyperBackbone, HyperNetProposals
@@ -123,7 +124,7 @@ def load(args: argparse.Namespace) -> Predictor:
 def find_image(args: argparse.Namespace, cfg: CfgNode) -> tuple[Path, dict | None]:
     """The image, and its record in the test set, None where it is not of the set."""
     name = cfg.DATASETS.TEST[0]
-    records = DatasetCatalog.get(name) if args.image is None or name in DatasetCatalog else []
+    records = load_dataset(name) if args.image is None or name in DatasetCatalog else []
     if args.image is None:
         return Path(records[0]["file_name"]), records[0]
     same = (r for r in records if Path(r["file_name"]).resolve() == args.image.resolve())
@@ -510,7 +511,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     predictor = load(args)
     path, record = find_image(args, predictor.cfg)
-    stages = walk(predictor, read_image(str(path), format="BGR"), record)
+    stages = walk(predictor, read_named(path), record)
     title = f"{Path(args.config_file).stem} on {path.name}, stage by stage"
     print(write(stages, title, args.output, args.format))
     return 0

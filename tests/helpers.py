@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
+
 import torch
 
 TINY = [
@@ -25,6 +29,20 @@ TINY = [
     "DATALOADER.NUM_WORKERS", 0,
     "VIS_PERIOD", 0,
 ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def logged_by(name: str, level: int) -> Iterator[list[str]]:
+    """The messages of a logger from ``level`` on, as they come, whether or not it propagates."""
+    messages: list[str] = []
+    handler = logging.Handler(level)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger(name)
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
 
 
 def tiny_cfg(*opts, config: str = "BCCD-Detection/hypernet_R_18.yaml"):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from .helpers import tiny_cfg
+from .helpers import logged_by, tiny_cfg
 
 pytestmark = pytest.mark.detectron2
 
@@ -42,13 +42,8 @@ def model(tmp_path_factory) -> list[str]:
 @pytest.fixture
 def errors() -> Iterator[list[str]]:
     """What is logged as an error, as it comes."""
-    messages: list[str] = []
-    handler = logging.Handler(logging.ERROR)
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger("hypernet_d2.demo")
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
+    with logged_by("hypernet_d2.demo", logging.ERROR) as messages:
+        yield messages
 
 
 def write_image(path: Path, size: tuple[int, int] = (60, 80)) -> str:

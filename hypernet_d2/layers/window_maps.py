@@ -20,12 +20,13 @@ Maps = dict[tuple[int, int], Tensor]  # {(kh, kw): (H', t, O, W', t)}
 
 
 def values_per_step(device: torch.device) -> int:
-    """How many values to work on at once: so many stay in a CPU's cache, or keep a GPU busy.
+    """How many values to work on at once: so many stay in a CPU's cache, or keep a GPU busy."""
+    return 1 << 25 if _few_steps(device) else 1 << 19
 
-    A graph that is captured gets every step as nodes of its own, so it has few and large ones.
-    """
-    in_cache = device.type == "cpu" and not torch.compiler.is_compiling()
-    return 1 << 19 if in_cache else 1 << 25
+
+def _few_steps(device: torch.device) -> bool:
+    """Whether steps are to be few and large: on a GPU, and where each becomes nodes of a graph."""
+    return device.type != "cpu" or torch.compiler.is_compiling()
 
 
 def projected_maps(
@@ -96,9 +97,8 @@ def _projected_maximum(
 def _bins_side_by_side(cells: Tensor, plan: ShapePlan, taps: Tensor | None) -> Tensor:
     """Returns the pooled bins of all windows of a shape, projected: (ny * P, t, O, nx * P, t)."""
     rows, columns = plan.rows.bins, plan.columns.bins
-    # Few launches suit a GPU, and few nodes a captured graph; few passes over the map a CPU.
-    few = cells.is_cuda or torch.compiler.is_compiling()
-    row_maxima = range_max if few else span_max
+    # The first in few steps, the other in few passes over the map.
+    row_maxima = range_max if _few_steps(cells.device) else span_max
     step = max(1, values_per_step(cells.device) // cells[0].numel())
     strips = []
     for first in range(0, len(rows.spans), step):

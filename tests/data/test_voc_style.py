@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ..helpers import logged_by
+
 pytestmark = pytest.mark.detectron2
 
 CLASSES = ("cell", "dust")
@@ -59,14 +61,8 @@ def root(tmp_path) -> Root:
 
 @pytest.fixture
 def logged():
-    """The messages of the module's logger, whether or not it propagates."""
-    messages = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger("hypernet_d2.data.checked")
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
+    with logged_by("hypernet_d2.data.checked", logging.WARNING) as messages:
+        yield messages
 
 
 def boxes_of(root: Root) -> list[list[float]]:

@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
+from ..helpers import logged_by
+
 pytestmark = pytest.mark.detectron2
 
 CONTENT = {
@@ -72,13 +74,8 @@ def coco(tmp_path) -> Set:
 
 @pytest.fixture
 def logged():
-    messages = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger("hypernet_d2.data.checked")
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
+    with logged_by("hypernet_d2.data.checked", logging.WARNING) as messages:
+        yield messages
 
 
 def test_a_right_file_is_read_as_by_detectron2(coco):
