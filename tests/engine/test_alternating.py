@@ -5,6 +5,7 @@ import json
 import pickle
 import runpy
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -217,15 +218,20 @@ class Interrupted(Exception):
 
 @pytest.fixture
 def record(monkeypatch):
-    """Lists the (step, iteration)s and proposal files that a run makes; ``stop_at`` ends it."""
+    """Lists the (step, iteration)s and proposal files that a run makes.
+
+    ``stop_at`` ends it before what it names, ``sigterm_at`` gives it SIGTERM there.
+    """
     from hypernet_d2.engine import alternating
 
-    done = SimpleNamespace(events=[], stop_at=None)
+    done = SimpleNamespace(events=[], stop_at=None, sigterm_at=None)
     run_step, evaluate = alternating.StepTrainer.run_step, alternating.ProposalWriter.evaluate
 
     def note(event):
         if event == done.stop_at:
             raise Interrupted
+        if event == done.sigterm_at:
+            signal.raise_signal(signal.SIGTERM)
         done.events.append(event)
 
     def noted_run_step(trainer):
@@ -269,6 +275,24 @@ def test_an_interrupted_schedule_resumes_where_it_stopped(record, tmp_path):
     assert "AP" in results["bbox"]
     frozen = part(weights(tmp_path / "step3_detection/model_final.pth"), "backbone")
     assert all(same(frozen, part(weights(tmp_path / "model_final.pth"), "backbone")))
+
+
+def test_sigterm_ends_the_step_it_meets_with_a_checkpoint_to_go_on_from(record, tmp_path):
+    short = ("SOLVER.MAX_ITER", 2, "DATASETS.TEST", ())
+    for record.sigterm_at, done in [
+        (("step2", 0), {"step2": [0]}),
+        (("step3", 0), {"step2": [1], "step3": [0]}),
+        (None, {"step3": [1], "step4": [0, 1], "step5": [0, 1]}),
+    ]:
+        record.events.clear()
+        if record.sigterm_at is None:
+            train(tmp_path, *short, resume=True)
+        else:
+            with pytest.raises(SystemExit) as left:
+                train(tmp_path, *short, resume=True)
+            assert left.value.code == 143
+        steps = {step[:5]: iterations(record.events, step[:5]) for step in STEPS}
+        assert {step: done for step, done in steps.items() if done} == done
 
 
 def test_a_finished_schedule_is_evaluated_again_and_not_trained(record, run):

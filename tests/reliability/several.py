@@ -4,8 +4,9 @@
 
 Each process has one image at a time: of another size than the others', often with no object. In a
 run of Gloo processes the last one is killed with SIGKILL; the others must stop within a minute.
-Resumed, the launching process alone gets SIGTERM; all must leave with a checkpoint and 143. Resumed
-again, the run must end with the losses of one that was not broken off.
+Resumed, the launching process alone gets SIGTERM, first in training and then, resumed again, in an
+evaluation; all must leave with a checkpoint and 143. Resumed once more, the run must end with the
+losses of one that was not broken off.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from detectron2.utils import comm
 
 from . import small_run
 
-KILLED_AFTER, TOLD_AFTER = 4, 8  # iterations
+KILLED_AFTER, TOLD_AFTER, TOLD_EVALUATING_AFTER = 4, 6, 9  # iterations
 
 
 def several(processes: int, folder: Path) -> dict:
@@ -41,6 +42,10 @@ def several(processes: int, folder: Path) -> dict:
     told = run(processes, broken, after=TOLD_AFTER, name="TERM")
     assert told["exit code"] == 143, told
     assert (broken / "last_checkpoint").read_text() >= f"model_{TOLD_AFTER:07}.pth"
+    evaluating = run(processes, broken, after=TOLD_EVALUATING_AFTER, name="TERM", evaluating=True)
+    assert evaluating["exit code"] == 143, evaluating
+    at_once = f"model_{TOLD_EVALUATING_AFTER:07}.pth"
+    assert (broken / at_once).exists() and (broken / "last_checkpoint").read_text() > at_once
     assert run(processes, broken)["exit code"] == 0
     rows, expected = small_run.losses(broken), small_run.losses(unbroken)
     difference = max(map(small_run.difference, rows, expected))
@@ -50,16 +55,22 @@ def several(processes: int, folder: Path) -> dict:
         "message when one is killed": killed["message"],
         "seconds until the others have stopped": killed["seconds"],
         "seconds until all have left after SIGTERM": told["seconds"],
+        "seconds after SIGTERM in an evaluation of a second": evaluating["seconds"],
         "largest difference of a loss": difference,
     }
 
 
-def run(processes: int, output: Path, after: int = -1, name: str = "") -> dict:
-    """Launch in a child; after an iteration SIGKILL the last, or SIGTERM the launcher."""
+def run(
+    processes: int, output: Path, after: int = -1, name: str = "", evaluating: bool = False
+) -> dict:
+    """Launch in a child; after an iteration SIGKILL the last, or SIGTERM the launcher.
+
+    With ``evaluating`` an evaluation follows that iteration, and the signal comes within it.
+    """
     output.mkdir(exist_ok=True)
     log, stamp = output / "stderr.txt", output / "signalled"
     stamp.unlink(missing_ok=True)
-    child = small_run.in_a_child(_launch, processes, output, after, name)
+    child = small_run.in_a_child(_launch, processes, output, after, name, evaluating)
     child.join()
     seconds = round(time.time() - stamp.stat().st_mtime, 1) if name else None
     lines = [line for line in log.read_text().splitlines() if "terminated with" in line]
@@ -67,8 +78,8 @@ def run(processes: int, output: Path, after: int = -1, name: str = "") -> dict:
     return {"exit code": child.exitcode, "seconds": seconds, "message": message}
 
 
-def _launch(processes: int, output: Path, after: int, name: str) -> None:
-    from hypernet_d2.engine import launch
+def _launch(processes: int, output: Path, after: int, name: str, evaluating: bool) -> None:
+    from hypernet_d2.engine import Trainer, launch
 
     with open(output / "stderr.txt", "w") as file:
         os.dup2(file.fileno(), 2)
@@ -76,7 +87,17 @@ def _launch(processes: int, output: Path, after: int, name: str) -> None:
     launcher = os.getpid()
 
     def train():
-        small_run.train(output, "SOLVER.IMS_PER_BATCH", processes, at={after: signal_one})
+        options = ["SOLVER.IMS_PER_BATCH", processes]
+        if evaluating:
+            small_run.train(output, *options, "TEST.EVAL_PERIOD", after + 1)
+        else:
+            small_run.train(output, *options, at={after: signal_one})
+
+    def test(*_):
+        if evaluating:
+            signal_one()
+            time.sleep(1)
+        return {}
 
     def signal_one():
         if comm.get_rank() == processes - 1:
@@ -85,7 +106,10 @@ def _launch(processes: int, output: Path, after: int, name: str) -> None:
 
     # As launch does, but the processes need not import everything anew.
     fork = functools.partial(torch.multiprocessing.start_processes, start_method="fork")
-    with mock.patch.object(torch.multiprocessing, "start_processes", fork):
+    with (
+        mock.patch.object(torch.multiprocessing, "start_processes", fork),
+        mock.patch.object(Trainer, "test", test),
+    ):
         launch(train, processes, dist_url="auto")
 
 
