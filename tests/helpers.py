@@ -6,7 +6,12 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+import pytest
 import torch
+
+captures = pytest.mark.skipif(
+    torch.__version__ < (2, 5), reason="torch.export of PyTorch 2.4 can neither capture nor save"
+)
 
 TINY = [
     "MODEL.DEVICE", "cpu",

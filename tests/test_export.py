@@ -12,9 +12,9 @@ from PIL import Image
 
 from hypernet_d2.deploy import Detector
 
-from .helpers import tiny_cfg
+from .helpers import captures, tiny_cfg
 
-pytestmark = pytest.mark.detectron2
+pytestmark = [pytest.mark.detectron2, captures]
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "BCCD-Detection/hypernet_R_18.yaml"

@@ -18,6 +18,8 @@ from hypernet_d2.layers.window_pooling import (
 from hypernet_d2.layers.window_scoring import WindowScorer
 from hypernet_d2.layers.windows import WindowGrid
 
+from ..helpers import captures
+
 settings.register_profile("scoring", max_examples=60, deadline=None, derandomize=True)
 PROFILE = settings.get_profile("scoring")
 
@@ -231,6 +233,7 @@ def test_tracing_gives_the_same_and_refuses_another_map_size(variant, first_run)
         traced(torch.randn(1, 3, 15, 17))
 
 
+@captures
 @variants
 def test_export_gives_the_same(variant):
     scorer = make_scorer(**VARIANTS[variant])
@@ -336,6 +339,7 @@ def test_wrong_options_are_refused(options, message):
         WindowScorer(3, GRID, **options)
 
 
+@captures
 @pytest.mark.parametrize("pooler_type", ["ROIPool", "ROIAlignV2"])
 def test_a_captured_graph_does_not_grow_with_the_map(pooler_type):
     grid = WindowGrid.from_sizes([16, 64], [1.0], 4)
