@@ -166,14 +166,11 @@ def test_proposals_are_the_best_in_pixels_of_the_image(demo, model, tmp_path):
     ((boxes, scores, limits),) = drawn
     assert boxes.shape == (3, 4) and view.caption == "3 proposals"
     assert limits == (scores.min(), scores.max()) and (np.diff(scores) <= 0).all()
-    pixels = cv2.imread(image)
-    resized = predictor.aug.get_transform(pixels).apply_image(pixels)
-    assert resized.shape == (96, 128, 3)  # what the network sees
-    tensor = torch.from_numpy(resized.transpose(2, 0, 1).copy())
-    with torch.no_grad():
-        images = predictor.model.preprocess_image([{"image": tensor}])
-        features = predictor.model.backbone(images.tensor)
-        (proposals,), _ = predictor.model.proposal_generator(images, features)
+    assert boxes[:, 2].max() <= 160 and boxes.max() > 96  # the network sees 96 x 128 pixels
+    with demo["output_of"](predictor.model.proposal_generator) as seen:
+        predictor(cv2.imread(image))
+    (proposals,), _ = seen["output"]
+    assert proposals.image_size == (96, 128)
     np.testing.assert_allclose(boxes, proposals.proposal_boxes.tensor[:3] * 160 / 128, atol=1e-3)
     assert view.picture.shape == (120 + demo["STRIP"], 160, 3)
 

@@ -284,6 +284,13 @@ def test_arguments_that_do_not_go_together_are_refused(
     assert message in capsys.readouterr().err
 
 
+def test_a_pytorch_that_cannot_capture_is_refused(tool, weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.4.1"))
+    with pytest.raises(SystemExit):
+        export(tool, weights, tmp_path, "--format", "onnx")
+    assert "PyTorch 2.4.1 cannot capture a detector" in capsys.readouterr().err
+
+
 def test_missing_weights_classes_and_images_are_named(tool, weights, tmp_path):
     words = ["--config-file", str(ROOT / "configs" / CONFIG), "--format", "torch_export"]
     words += ["--output", str(tmp_path)]

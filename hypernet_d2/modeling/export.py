@@ -13,12 +13,7 @@ from ..deploy.metadata import INPUTS, KEY, OUTPUTS, ModelInfo
 from ..deploy.torch_runner import check_archive
 from .exportable import ExportableDetector
 
-__all__ = ["can_capture", "capture", "write_onnx", "write_torch"]
-
-
-def can_capture() -> bool:
-    """Whether this PyTorch can capture a detector; 2.4 cannot."""
-    return torch.__version__ >= (2, 5)
+__all__ = ["capture", "write_onnx", "write_torch"]
 
 
 def capture(detector: ExportableDetector, info: ModelInfo) -> ExportedProgram:

@@ -251,6 +251,12 @@ def iterations(events: list, step: str) -> list:
     return [what for where, what in events if where == step and isinstance(what, int)]
 
 
+def steps_done(events: list) -> dict[str, list]:
+    """The iterations of each step that had any."""
+    steps = {step[:5]: iterations(events, step[:5]) for step in STEPS}
+    return {step: done for step, done in steps.items() if done}
+
+
 def test_an_interrupted_schedule_resumes_where_it_stopped(record, tmp_path):
     """A checkpoint is written after every second iteration; only what follows it is repeated."""
     train_file = "proposals_train_alternating.pkl"
@@ -270,8 +276,7 @@ def test_an_interrupted_schedule_resumes_where_it_stopped(record, tmp_path):
                 train(tmp_path, resume=record.stop_at != ("step2", 3))
         else:
             results = train(tmp_path, resume=True)
-        steps = {step[:5]: iterations(record.events, step[:5]) for step in STEPS}
-        assert {step: done for step, done in steps.items() if done} == done
+        assert steps_done(record.events) == done
     assert "AP" in results["bbox"]
     frozen = part(weights(tmp_path / "step3_detection/model_final.pth"), "backbone")
     assert all(same(frozen, part(weights(tmp_path / "model_final.pth"), "backbone")))
@@ -291,8 +296,7 @@ def test_sigterm_ends_the_step_it_meets_with_a_checkpoint_to_go_on_from(record, 
             with pytest.raises(SystemExit) as left:
                 train(tmp_path, *short, resume=True)
             assert left.value.code == 143
-        steps = {step[:5]: iterations(record.events, step[:5]) for step in STEPS}
-        assert {step: done for step, done in steps.items() if done} == done
+        assert steps_done(record.events) == done
 
 
 def test_a_finished_schedule_is_evaluated_again_and_not_trained(record, run):

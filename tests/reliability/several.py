@@ -89,9 +89,8 @@ def _launch(processes: int, output: Path, after: int, name: str, evaluating: boo
     def train():
         options = ["SOLVER.IMS_PER_BATCH", processes]
         if evaluating:
-            small_run.train(output, *options, "TEST.EVAL_PERIOD", after + 1)
-        else:
-            small_run.train(output, *options, at={after: signal_one})
+            options += ["TEST.EVAL_PERIOD", after + 1]
+        small_run.train(output, *options, at={} if evaluating else {after: signal_one})
 
     def test(*_):
         if evaluating:
