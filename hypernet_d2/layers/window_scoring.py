@@ -3,43 +3,43 @@
 `WindowScorer.forward_boxes` is the definition: pool each box, convolve, classify. `forward` is the
 same function of all windows of the grid, without pooling each of them:
 
-1. The convolution's nine 1x1 products commute with the selection (or interpolation) of cells, so
-   that each map is projected once, from C channels to the O * 9 of the taps.
-2. A window's bins are a fixed, separable combination of its cells, the taps' shifts included; a
-   matrix product over the rows of all windows of a shape, then one over their columns, gives their
-   convolved features (`window_pooling` has these matrices).
+1. The convolution's nine 1x1 products commute with picking (or interpolating) cells, so that each
+   map is projected once, from C channels to the O * 9 of the taps.
+2. Which cells a window's bins read depends on its shape and start alone, and separates into rows
+   and columns: `window_max_pool` picks and adds them, `window_align` weighs them by matrices.
 3. The fully connected layers follow at once, a few rows of windows at a time, in cache.
 
 Legend: N images, C channels, (H, W) map, R windows, P bins along an axis, O channels of the
 convolution, t taps along an axis (3, or 1 where the convolution goes before pooling), (ny, nx)
-positions of a window shape, K cells of a window along an axis.
+positions of a window shape.
 """
 
 import warnings
 from collections import OrderedDict
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align, roi_pool
 
-from .window_maps import Maps, projected_maps, values_per_step
-from .window_plan import AxisPlan, ShapePlan, plan_roi_align, plan_roi_pool, to_tensors
+from .window_align import AlignedWindows
+from .window_max_pool import MaxPooledWindows
+from .window_steps import PooledShape
 from .windows import WindowGrid, remember, whole_size
 
 __all__ = ["WindowScorer"]
 
 POOLER_TYPES = ("ROIPool", "ROIAlignV2")
+Reader = MaxPooledWindows | AlignedWindows
 
 
 class _Weights(NamedTuple):
     """The parameters as the dense path multiplies by them."""
 
     taps: Tensor | None  # (C, t * O * t)
-    conv_bias: Tensor | None  # (P * O * P,), where a ReLU follows
-    fc: Tensor  # (P * O * P, hidden), in the order in which features arise
+    conv_bias: Tensor | None  # (P * P * O,), where a ReLU follows
+    fc: Tensor  # (P * P * O, hidden), in the order in which features arise
     fc_bias: Tensor
     predictor: Tensor  # (hidden, 5), objectness and deltas
     predictor_bias: Tensor
@@ -108,7 +108,7 @@ class WindowScorer(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
         for layer in (self.conv, self.fc, self.objectness, self.deltas):
             nn.init.zeros_(layer.bias)
-        self._plans: OrderedDict[tuple, list[ShapePlan]] = OrderedDict()
+        self._readers: OrderedDict[tuple, Reader] = OrderedDict()
 
     def forward_boxes(self, x: Tensor, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Scores given boxes, with gradient: the definition of what `forward` computes.
@@ -179,39 +179,39 @@ class WindowScorer(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         map_size = whole_size(x.shape[2:])
         with torch.autocast(device, enabled=False):
-            plans = self._plan(map_size, x.device, dtype)
-            weights = self._weights(dtype)
+            reader = self._reader(map_size, x.device, dtype)
+            weights = self._weights(reader, dtype)
             # expand is what makes a traced graph refuse another size.
             x = x.to(dtype).expand(-1, -1, *map_size)
             if self.conv_before_pooling:
                 bias = self.conv.bias.to(dtype)
                 x = self._activate(F.conv2d(x, self.conv.weight.to(dtype), bias, padding=1))
-            scores = torch.stack([self._score_image(image, plans, weights) for image in x.unbind()])
+            scores = torch.stack([self._score_image(image, reader, weights) for image in x])
         return scores[:, :, 0], scores[:, :, 1:]
 
-    def _plan(
+    def _reader(
         self, map_size: tuple[int, int], device: torch.device, dtype: torch.dtype
-    ) -> list[ShapePlan]:
+    ) -> Reader:
         # A compiler would trace NumPy, slowly and in vain.
         @torch.compiler.disable
-        def build() -> list[ShapePlan]:
-            exact = np.float64 if dtype == torch.float64 else np.float32
-            bins = self.pooler_resolution
+        def build() -> Reader:
+            taps = 1 if self.conv_before_pooling else 3
+            sizes = (self.grid, map_size, self.pooler_resolution, taps)
             if self.pooler_type == "ROIPool":
-                plans = plan_roi_pool(self.grid, map_size, bins, exact)
-            else:
-                plans = plan_roi_align(self.grid, map_size, bins, self.sampling_ratio, exact)
-            return to_tensors(plans, 1 if self.conv_before_pooling else 3, device, dtype)
+                return MaxPooledWindows(*sizes, device, dtype)
+            return AlignedWindows(*sizes, self.sampling_ratio, device, dtype)
 
-        return remember(self._plans, (map_size, device, dtype), build)
+        return remember(self._readers, (map_size, device, dtype), build)
 
-    def _weights(self, dtype: torch.dtype) -> _Weights:
+    def _weights(self, reader: Reader, dtype: torch.dtype) -> _Weights:
         bins, channels = self.pooler_resolution, self.conv.out_channels
-        fc = self.fc.weight.view(-1, channels, bins, bins).permute(2, 1, 3, 0).flatten(0, 2)
-        fc_bias, taps, conv_bias = self.fc.bias, None, None
+        order = [("channel", "y", "x").index(dim) for dim in reader.feature_order]
+        fc = self.fc.weight.view(-1, channels, bins, bins).permute(*(1 + i for i in order), 0)
+        fc, fc_bias, taps, conv_bias = fc.flatten(0, 2), self.fc.bias, None, None
         if not self.conv_before_pooling:
-            taps = self.conv.weight.permute(1, 2, 0, 3).flatten(1).to(dtype)
-            conv_bias = self.conv.bias[:, None].expand(bins, channels, bins).reshape(-1)
+            taps = reader.taps(self.conv.weight).to(dtype)
+            conv_bias = self.conv.bias[:, None, None].expand(-1, bins, bins)
+            conv_bias = conv_bias.permute(order).flatten()
             if self.conv_relu:
                 conv_bias = conv_bias.to(dtype)
             else:
@@ -227,53 +227,22 @@ class WindowScorer(nn.Module):
             predictor_bias=torch.cat([layer.bias for layer in siblings]).to(dtype),
         )
 
-    def _score_image(self, image: Tensor, plans: list[ShapePlan], weights: _Weights) -> Tensor:
+    def _score_image(self, image: Tensor, reader: Reader, weights: _Weights) -> Tensor:
         """(C, H, W) -> (R, 5), objectness and deltas."""
         scores: dict[int, Tensor] = {}
-        for plan, maps in projected_maps(image, plans, weights.taps):
-            scores[plan.index] = self._score_shape(plan, maps, weights)
+        for shape in reader.shapes(image, weights.taps):
+            scores[shape.index] = self._score_shape(shape, weights, reader.by_column)
         return torch.cat([scores[index] for index in range(len(scores))])
 
-    def _score_shape(self, plan: ShapePlan, maps: Maps, weights: _Weights) -> Tensor:
+    def _score_shape(self, shape: PooledShape, weights: _Weights, by_column: bool) -> Tensor:
         """Returns (ny * nx, 5), some rows of windows at a time."""
-        ny, nx = plan.rows.count, plan.columns.count
-        row = next(iter(maps.values()))[0, 0].numel() * self.pooler_resolution
-        values = row * len(plan.columns.weights) + nx * sum(weights.fc.shape)
-        step = max(1, values_per_step(weights.fc.device) // values)
         scores = []
-        for first in range(0, ny, step):
-            count = min(step, ny - first)
-            features = self._features(plan, maps, first, count)
+        for features in shape.steps(sum(weights.fc.shape)):
+            size, features = features.shape[:2], features.flatten(0, 1)
             if weights.conv_bias is not None:
                 features = features.add_(weights.conv_bias).relu_()
             hidden = torch.addmm(weights.fc_bias, features, weights.fc).relu_()
             score = torch.addmm(weights.predictor_bias, hidden, weights.predictor)
-            scores.append(score.view(nx, count, 5).transpose(0, 1))
-        return torch.cat(scores).reshape(ny * nx, 5)
-
-    def _features(self, plan: ShapePlan, maps: Maps, first: int, count: int) -> Tensor:
-        """Returns the convolved bins of `count` rows of windows, (nx * count, P * O * P)."""
-        bins, channels = self.pooler_resolution, self.conv.out_channels
-        taps = 1 if self.conv_before_pooling else 3
-        features = None
-        for kw, columns in plan.columns.weights.items():
-            rows = None
-            for kh, weights in plan.rows.weights.items():
-                cells = maps[kh, kw].flatten(2).flatten(0, 1)  # (H' * t, O * W' * t)
-                cells = _windows(cells[first * plan.rows.stride * taps :], 0, plan.rows, taps)
-                cells = cells[:count].transpose(1, 2)  # (count, K * t, O * W' * t)
-                rows = _accumulate(rows, weights[first : first + count], cells)
-            cells = rows.view(count * bins * channels, -1)
-            cells = _windows(cells, 1, plan.columns, taps)[:, : plan.columns.count]
-            features = _accumulate(features, cells.transpose(0, 1), columns.transpose(1, 2))
-        return features.view(len(columns) * count, -1)
-
-
-def _windows(cells: Tensor, dim: int, axis: AxisPlan, taps: int) -> Tensor:
-    """Views the cells of every position of an axis: dim becomes n or more, and K * t comes last."""
-    return cells.unfold(dim, axis.cells * taps, axis.stride * taps)
-
-
-def _accumulate(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """Returns total + a @ b, batched; writes to total."""
-    return torch.bmm(a, b) if total is None else total.baddbmm_(a, b)
+            score = score.view(*size, 5)
+            scores.append(score.transpose(0, 1) if by_column else score)
+        return torch.cat(scores).flatten(0, 1)

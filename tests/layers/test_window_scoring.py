@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import roi_align, roi_pool
 
-from hypernet_d2.layers import window_maps
-from hypernet_d2.layers.window_pooling import (
-    Ranges,
+from hypernet_d2.layers import window_align, window_max_pool
+from hypernet_d2.layers.window_max_pool import (
+    Bins,
+    gather_bins,
     max_pool_bins,
-    range_max,
+    pick_bins,
     sliding_max,
-    span_max,
 )
 from hypernet_d2.layers.window_scoring import WindowScorer
 from hypernet_d2.layers.windows import WindowGrid
@@ -120,8 +120,8 @@ def test_small_steps_and_large_ones_give_the_same(variant, monkeypatch):
     scorer = make_scorer(**VARIANTS[variant])
     x = torch.randn(1, 3, 24, 30)
     whole = scorer(x)
-    monkeypatch.setattr(window_maps, "values_per_step", lambda device: 1)
-    monkeypatch.setattr("hypernet_d2.layers.window_scoring.values_per_step", lambda device: 1)
+    for module in (window_align, window_max_pool):
+        monkeypatch.setattr(module, "rows_at_a_time", lambda device, values: 1)
     assert_close(scorer(x), whole, 1e-6)
 
 
@@ -130,11 +130,8 @@ def test_both_ways_of_reading_max_pooled_bins_are_taken_and_agree():
     grid = WindowGrid([(6, 7), (6, 7)], [(1, 1), (9, 9)], 4)
     scorer = make_scorer(grid)
     x = torch.randn(1, 3, 19, 19)
-    plans = scorer._plan((19, 19), x.device, x.dtype)
-    assert [plan.rows.bins is None for plan in sorted(plans, key=lambda p: p.index)] == [
-        True,
-        False,
-    ]
+    reader = scorer._reader((19, 19), x.device, x.dtype)
+    assert [s.index for s in reader._shared] == [0] and [s.index for s in reader._apart] == [1]
     logits, _ = scorer(x)
     (ny, nx), few = grid.counts((19, 19))
     many = logits[0, : ny * nx].view(ny, nx)[::9, ::9]
@@ -310,19 +307,34 @@ def test_bins_are_rounded_as_the_kernel_rounds_them():
 @pytest.mark.parametrize("extent", range(1, 10))
 def test_sliding_max(extent):
     x = torch.randn(4, 12)
-    assert torch.equal(sliding_max(x, extent, 1), x.unfold(1, extent, 1).amax(-1))
+    expected = x.unfold(1, extent, 1).amax(-1)
+    for reach in range(1, extent + 1):
+        so_far = x.unfold(1, reach, 1).amax(-1)
+        assert torch.equal(sliding_max(so_far, extent, 1, reach), expected)
 
 
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("extent", [3, 5, 13, 24, 33, 65, 92])
-def test_both_maxima_over_ranges_are_those_of_the_ranges(extent, dim):
-    first, covered = max_pool_bins(extent, 13, "float32")
-    ranges = Ranges.of(first, covered).to("cpu")
-    x = torch.randn(100, 100, 2)
-    expected = [x.narrow(dim, f, c).amax(dim) for f, c in zip(first, covered, strict=True)]
-    for maximum in (span_max, range_max):
-        assert torch.equal(maximum(x, ranges, dim), torch.stack(expected, dim))
-        assert torch.equal(maximum(x, ranges.part(4, 3), dim), torch.stack(expected[4:7], dim))
+def test_both_maxima_over_bins_are_those_of_the_cells(extent, dim):
+    bins = Bins(extent, 7, 9, 60, 13, "float32")
+    x = torch.randn(60, 60, 2)
+    expected = torch.zeros(9, 13, 60, 2)
+    for n in range(9):
+        for i, (first, covered) in enumerate(zip(bins.first, bins.covered, strict=True)):
+            cells = x.movedim(dim, 0)[n * 7 + first :][:covered]
+            if len(cells):
+                expected[n, i] = cells.amax(0)
+    expected = expected.movedim((0, 1), (dim, dim + 1))
+    pad = (0, 0, 0, 9, 0, 9)
+    so_far = sliding_max(F.pad(x, pad, value=-torch.inf), bins.reach, dim)
+    so_far = so_far.narrow(1 - dim, 0, 60)
+    assert bins.exists.any() and (extent < 5 or not bins.exists.all())
+    for some in (slice(0, 9), slice(4, 7), slice(8, 9)):
+        picked = pick_bins(so_far, bins, some, dim)
+        assert torch.equal(picked, expected.narrow(dim, some.start, some.stop - some.start))
+        gathered = gather_bins(so_far, bins, some, dim).movedim((dim, dim + 1), (0, 1))
+        exists = torch.tensor(bins.exists[some])
+        assert torch.equal(gathered[exists], picked.movedim((dim, dim + 1), (0, 1))[exists])
 
 
 @pytest.mark.parametrize(

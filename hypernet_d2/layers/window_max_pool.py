@@ -1,0 +1,365 @@
+"""RoI max pooling, and the convolution after it, of all windows of a regular grid.
+
+A window starts at a whole cell, so which of its cells a bin covers depends on the window's shape
+alone. A bin's maximum is a value of the map after a sliding maximum over as many cells as the bin
+has; a bin covers k or k + 1 cells along an axis, so that a shape reads one such map M[kh, kw] for
+each pair of extents. The convolution's nine 1x1 products commute with picking cells, so that each
+map is projected once. What is left for bin (i, j) of a window is a sum over the taps,
+
+    feature[i, j] = sum over t, u of M[kh, kw][y(i + t - 1), x(j + u - 1)][t, u],
+
+a sum over t of rows of the maps, which all windows of a row share, and then one over u of what
+these sums have in a few columns. Both are sums of picked rows of a table, an embedding bag each.
+
+Legend: C channels, (H, W) map, n or (ny, nx) positions of a window shape, P bins along an axis, O
+channels of the convolution, t its taps along an axis (3, or 1 where it goes before pooling), k
+different extents of a shape's bins along x.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+from .window_steps import PooledShape, few_steps, rows_at_a_time
+from .windows import WindowGrid
+
+__all__ = ["MaxPooledWindows", "Bins", "gather_bins", "max_pool_bins", "pick_bins", "sliding_max"]
+
+Pair = tuple[int, int]  # extents (kh, kw) of a bin in cells
+
+
+def max_pool_bins(extent: int, bins: int, dtype: DTypeLike) -> tuple[NDArray, NDArray]:
+    """Returns the first cell and the number of cells of each bin of `roi_pool`, along one axis.
+
+    Computed in `dtype` as the kernel does: rounding can add a cell to a bin, where exact fractions
+    would not.
+
+    Returns:
+        Two (P,) arrays of whole numbers; the first cells count from the start of the window.
+    """
+    size = np.array([extent], dtype) / np.array([bins], dtype)
+    edges = np.arange(bins + 1).astype(dtype) * size
+    first = np.floor(edges[:-1]).astype(np.int64)
+    return first, np.ceil(edges[1:]).astype(np.int64) - first
+
+
+def sliding_max(x: Tensor, extent: int, dim: int, reach: int = 1) -> Tensor:
+    """Returns the maxima of x over every [i, i + extent) along a dimension.
+
+    The reach doubles with each pass: log2(extent) passes. The result is extent - reach shorter
+    than x, in which each value is already the maximum over `reach`.
+    """
+    while reach < extent:
+        step = min(reach, extent - reach)
+        size = x.shape[dim] - step
+        x = torch.maximum(x.narrow(dim, 0, size), x.narrow(dim, step, size))
+        reach += step
+    return x
+
+
+class Bins:
+    """The bins of one window shape along one axis, of n windows on a map.
+
+    A bin covers k or k + 1 cells, and so is the union of two ranges of `reach` cells.
+    """
+
+    def __init__(
+        self,
+        extent: int,
+        stride: int,
+        count: int,
+        length: int,
+        bins: int,
+        dtype: DTypeLike,
+        device: torch.device | str = "cpu",
+    ):
+        """
+        Args:
+            extent: cells of a window.
+            stride: cells from window to window.
+            count: n.
+            length: cells of the map.
+            bins: P.
+            dtype: what the kernel computes in.
+            device: of the maps.
+        """
+        self.first, self.covered = max_pool_bins(extent, bins, dtype)
+        self.stride = stride
+        self.cells = np.arange(count)[:, None] * stride + self.first  # (n, P), where they start
+        self.exists = self.cells < length  # (n, P), whether any cell of a bin is on the map
+        self.extents = np.unique(self.covered)
+        self.reach = 1 << (int(self.extents[0]).bit_length() - 1)
+        assert self.extents[-1] <= 2 * self.reach
+        self.last = self.first + self.covered - self.reach  # (P,), where the second range starts
+        starts = np.stack([self.cells, self.cells + self.last - self.first])
+        self.index = torch.tensor(starts.clip(max=length - 1), device=device)
+
+    def side_by_side(self) -> NDArray:
+        """Returns the cells of a map that consists of the bins of all windows, (n, P)."""
+        return np.arange(self.cells.size).reshape(self.cells.shape)
+
+
+def pick_bins(x: Tensor, bins: Bins, windows: slice, dim: int) -> Tensor:
+    """Returns the maxima over the bins of some windows, by one operation for each bin.
+
+    Args:
+        x: maxima over `bins.reach` cells along `dim`, as far as bins on the map reach.
+        windows: a first and a last one.
+
+    Returns:
+        x with (windows, P) in place of `dim`; 0 for bins beyond the map.
+    """
+    count = windows.stop - windows.start
+    maxima = x.new_empty(*x.shape[:dim], count, len(bins.first), *x.shape[dim + 1 :])
+    out, x = maxima.movedim((dim, dim + 1), (0, 1)), x.movedim(dim, 0)
+    start, stride = windows.start * bins.stride, bins.stride
+    exist = bins.exists[windows].sum(axis=0)
+    for i, (n, first, last) in enumerate(zip(exist, bins.first, bins.last, strict=True)):
+        a, b = (x[start + cell : start + cell + n * stride : stride] for cell in (first, last))
+        if n == count:
+            torch.maximum(a, b, out=out[:, i])
+        else:
+            torch.maximum(a, b, out=out[:n, i])
+            out[n:, i] = 0
+    return maxima
+
+
+def gather_bins(x: Tensor, bins: Bins, windows: slice, dim: int) -> Tensor:
+    """Returns what `pick_bins` does, by two gathers; bins beyond the map have any value."""
+    index = bins.index[:, windows]
+    first, last = (x.index_select(dim, cells.flatten()) for cells in index)
+    return torch.maximum(first, last).unflatten(dim, index.shape[1:])
+
+
+def _sums(table: Tensor, index: Tensor) -> Tensor:
+    """Sums picked rows: (M, D) and (B, t) whole numbers -> (B, D)."""
+    if torch.compiler.is_compiling():
+        # Exporters make a loop over the bags of the other.
+        return table.index_select(0, index.flatten()).unflatten(0, index.shape).sum(1)
+    return F.embedding_bag(index, table, mode="sum")
+
+
+def _with_taps(cells: NDArray, exists: NDArray, taps: int) -> NDArray:
+    """Returns what bin i of the convolution's output reads by each tap: (n, P) -> (n, P, t).
+
+    Tap t of bin i reads bin i + t - 1. A cell has t entries; those of cell 0 are 0, and stand for
+    bins that do not exist, or that lie outside the window.
+    """
+    bins, around = cells.shape[1], taps // 2
+    taken = np.pad(np.where(exists, cells, 0), ((0, 0), (around, around)))
+    taken = np.stack([taken[:, tap : tap + bins] for tap in range(taps)], axis=-1)
+    return np.where(taken > 0, taken * taps + np.arange(taps), 0)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """How the windows of one shape are read.
+
+    A table has t rows for each line: first a line of zeros, then the lines of its maps, slot after
+    slot. The second table, of one or more rows of windows, has a row of zeros and then one for each
+    row of windows, extent along x and bin; a row has t entries of O channels for each cell.
+    """
+
+    index: int  # of the shape in the grid
+    rows: Tensor  # (ny, k * P, t) rows of the table
+    columns: Tensor  # (nx, P, t) entries of the second table, of its first window and bin along y
+    # Where the shape has a map of its own: the bins along y and x, which make it up.
+    bins: tuple[Bins, Bins] | None = None
+    # Where it reads shared maps: those to make before it, with the slots that are free then.
+    maps: dict[Pair, int] | None = None
+
+
+class MaxPooledWindows:
+    """Reads the features of all windows of a grid from maps of one size.
+
+    Where the windows of a shape are many, their bins are read from maps that the shapes share.
+    Where they are few (large windows, far apart), a whole map costs more than the bins: then the
+    pooled bins of all windows are laid side by side in a small map of their own, where each window
+    is P x P cells.
+    """
+
+    # A window's features are (P, P, O), rows first; windows come row by row.
+    feature_order = ("y", "x", "channel")
+    by_column = False
+
+    def __init__(
+        self,
+        grid: WindowGrid,
+        map_size: tuple[int, int],
+        bins: int,
+        taps: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        """
+        Args:
+            map_size: (H, W).
+            bins: P.
+            taps: t.
+            device, dtype: of the maps.
+        """
+        self._size = map_size
+        self._taps = taps
+        exact = np.float64 if dtype == torch.float64 else np.float32
+        shapes = [
+            tuple(
+                Bins(*axis, bins, exact, device) for axis in zip(*of_shape, map_size, strict=True)
+            )
+            for of_shape in zip(grid.shapes, grid.strides, grid.counts(map_size), strict=True)
+        ]
+        # Cells beyond the border that a bin may cover.
+        self._margins = [max(int(s[i].extents[-1]) for s in shapes) - 1 for i in (0, 1)]
+        # A shape reads up to four shared maps, some of which serve other shapes too.
+        most = 3 * map_size[0] * map_size[1]
+        few = [rows.cells.size * columns.cells.size <= most for rows, columns in shapes]
+        apart = [self._apart_shape(i, *s, device) for i, s in enumerate(shapes) if few[i]]
+        # The maxima along y of one are those of the next, or half as far.
+        self._apart = sorted(apart, key=lambda shape: shape.bins[0].reach)
+        self._shared, self._slots = self._sharing_shapes(
+            {i: s for i, s in enumerate(shapes) if not few[i]}, device
+        )
+
+    def _apart_shape(self, index: int, rows: Bins, columns: Bins, device: torch.device) -> _Shape:
+        y, x = (axis.side_by_side() for axis in (rows, columns))
+        return _Shape(
+            index,
+            _to_tensor([_with_taps(1 + y, rows.exists, self._taps)], device),
+            _to_tensor([_with_taps(x.size + x, columns.exists, self._taps)], device),
+            bins=(rows, columns),
+        )
+
+    def _sharing_shapes(
+        self, axes: dict[int, tuple[Bins, Bins]], device: torch.device
+    ) -> tuple[list[_Shape], int]:
+        """Returns the shapes in the order in which they are to be read, and how many slots."""
+        height, width = self._size
+        pairs = {
+            i: [(int(kh), int(kw)) for kh in rows.extents for kw in columns.extents]
+            for i, (rows, columns) in axes.items()
+        }
+        # Neighbours share maps, so that few of these live at a time.
+        order = sorted(axes, key=lambda i: (pairs[i], i))
+        last_use = {pair: i for i in order for pair in pairs[i]}
+        shapes, live, free, slots = [], {}, [], 0
+        for i in order:
+            rows, columns = axes[i]
+            new = [pair for pair in pairs[i] if pair not in live]
+            for pair in new:
+                if not free:
+                    free.append(slots)
+                    slots += 1
+                live[pair] = free.pop()
+            lines = []
+            for kw in columns.extents:
+                slot = np.array([live[int(kh), int(kw)] for kh in rows.covered])
+                lines.append(_with_taps(1 + slot * height + rows.cells, rows.exists, self._taps))
+            line = 1 + np.searchsorted(columns.extents, columns.covered) * len(rows.covered)
+            entries = _with_taps(line * width + columns.cells, columns.exists, self._taps)
+            shapes.append(
+                _Shape(
+                    i,
+                    _to_tensor(lines, device),
+                    _to_tensor([entries], device),
+                    maps={pair: live[pair] for pair in new},
+                )
+            )
+            free += [live.pop(pair) for pair in pairs[i] if last_use[pair] == i]
+        return shapes, slots
+
+    @staticmethod
+    def taps(weight: Tensor) -> Tensor:
+        """(O, C, t, t) -> (C, t * t * O), the 1x1 products as the maps hold them."""
+        return weight.permute(1, 2, 3, 0).flatten(1)
+
+    def shapes(self, image: Tensor, taps: Tensor | None) -> Iterator[PooledShape]:
+        """Yields the window shapes; each is to be read before the next is asked for.
+
+        Args:
+            image: (C, H, W).
+            taps: of `taps`; None where no convolution follows.
+        """
+        height, width = self._size
+        # Cells beyond the border lose every maximum.
+        below, right = self._margins
+        cells = F.pad(image.permute(1, 2, 0), (0, 0, 0, right, 0, below), value=-torch.inf)
+        channels = image.shape[0] if taps is None else taps.shape[1] // self._taps**2
+
+        table, maps = self._table(cells, self._slots, height, width, channels)
+        for shape in self._shared:
+            for some in _strips(height, cells[0].numel(), cells.device):
+                for kh, of_height in groupby(shape.maps, key=lambda pair: pair[0]):
+                    tall = sliding_max(cells[some.start : some.stop + kh - 1], kh, 0)
+                    for _, kw in of_height:
+                        strip = sliding_max(tall[:, : width + kw - 1], kw, 1)
+                        maps[shape.maps[kh, kw], some] = self._project(strip, taps)
+            yield PooledShape(shape.index, partial(self._steps, table, shape, channels))
+        del table, maps
+
+        # A gather in few steps, or each bin in fewer passes over the map.
+        bin_maxima = gather_bins if few_steps(cells.device) else pick_bins
+        reach = 1  # of the cells, which become maxima over so many along y
+        for shape in self._apart:
+            rows, columns = shape.bins
+            cells, reach = sliding_max(cells, rows.reach, 0, reach), rows.reach
+            table, maps = self._table(cells, 1, rows.cells.size, columns.cells.size, channels)
+            for some in _strips(len(rows.cells), len(rows.first) * cells[0].numel(), cells.device):
+                strip = bin_maxima(cells, rows, some, 0).flatten(0, 1)
+                strip = sliding_max(strip, columns.reach, 1)
+                strip = bin_maxima(strip, columns, slice(0, len(columns.cells)), 1).flatten(1, 2)
+                lines = slice(*(len(rows.first) * i for i in (some.start, some.stop)))
+                maps[0, lines] = self._project(strip, taps)
+            yield PooledShape(shape.index, partial(self._steps, table, shape, channels))
+
+    def _table(
+        self, like: Tensor, slots: int, height: int, width: int, channels: int
+    ) -> tuple[Tensor, Tensor]:
+        """Returns a table, and its lines as the maps (slots, height, t, width, t * O) to fill."""
+        taps = self._taps
+        lines = like.new_empty(1 + slots * height, taps, width * taps * channels)
+        lines[0] = 0
+        maps = lines[1:].view(slots, height, taps, width, taps * channels)
+        return lines.flatten(0, 1), maps
+
+    def _project(self, cells: Tensor, taps: Tensor | None) -> Tensor:
+        """(H, W, C) -> (H, t, W, t * O)."""
+        if taps is None:
+            return cells[:, None]
+        products = cells.flatten(0, 1) @ taps
+        return products.view(*cells.shape[:2], self._taps, -1).transpose(1, 2)
+
+    def _steps(self, table: Tensor, shape: _Shape, channels: int, values: int) -> Iterator[Tensor]:
+        """Yields (some of ny, nx, P * P * O)."""
+        ny, lines, taps = shape.rows.shape
+        nx, bins, _ = shape.columns.shape
+        row_values = lines * table.shape[1] + nx * (bins**2 * taps + values)
+        step = min(ny, rows_at_a_time(table.device, row_values))
+        # The second table's entries before those of a row of windows and of a bin along y.
+        windows, rows = (
+            torch.arange(n, dtype=torch.int32, device=table.device) for n in (step, bins)
+        )
+        before = (windows[:, None] * lines + rows) * (table.shape[1] // channels)
+        columns = shape.columns[:, None]  # (nx, 1, P, t)
+        index = columns + before[:, None, :, None, None] * (columns > 0)
+        for first in range(0, ny, step):
+            some = shape.rows[first : first + step]
+            second = _sums(table, F.pad(some.flatten(0, 1), (0, 0, 1, 0)))
+            features = _sums(second.view(-1, channels), index[: len(some)].view(-1, taps))
+            yield features.view(len(some), nx, -1)
+
+
+def _strips(count: int, values: int, device: torch.device) -> Iterator[slice]:
+    """Yields the lines to work on at once, of so many values each."""
+    step = rows_at_a_time(device, values)
+    for first in range(0, count, step):
+        yield slice(first, min(first + step, count))
+
+
+def _to_tensor(parts: list[NDArray], device: torch.device) -> Tensor:
+    return torch.tensor(np.concatenate(parts, axis=1), dtype=torch.int32, device=device)
