@@ -1,12 +1,12 @@
 """Draws docs/proposals.png: how all windows of a grid are scored without pooling each of them."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 
@@ -56,20 +56,24 @@ def draw_windows(ax: Axes) -> None:
 
 
 def draw_selection(ax: Axes) -> None:
-    ax.set_title("3. Bins are small matrix products", fontsize=12, color=INK)
-    bins, extent = 5, 7
-    first = [int(np.floor(i * extent / bins)) for i in range(bins)]
-    matrix(ax, 0.2, 5.2, bins, extent, {(i, y) for i, y in enumerate(first)}, BLUE)
-    ax.text(1.95, 7.9, "a row for each bin: which cells\nit reads, by each of the taps", **CENTRED)
-    ax.text(4.6, 6.45, "x", fontsize=14, ha="center", va="center")
-    matrix(ax, 5.4, 4.7, extent, 4, set(), ORANGE, fill=True)
-    ax.text(6.4, 8.35, "cells of T of a\nrow of windows", **CENTRED)
-    arrow(ax, (3.4, 4.5), (3.4, 3.7), "the same for columns")
-    matrix(ax, 2.4, 1.2, bins, bins, set(), BLUE, fill=True)
-    ax.text(3.65, 0.95, "convolved P x P bins,\n4 channels", ha="center", va="top", fontsize=9)
-    arrow(ax, (5.0, 2.45), (6.0, 2.45), "")
-    ax.text(6.15, 2.45, "fc 256,\nscore, box", va="center", fontsize=9)
-    finish(ax, (-0.1, 8.4), (-0.3, 9.4))
+    ax.set_title("3. Bins are sums of picked cells", fontsize=12, color=INK)
+    ax.text(1.75, 8.05, "rows of T, by tap: three\nfor each row of bins", **CENTRED)
+    cells(ax, 0.0, 4.7, 6, 7, rows=(1, 2, 4))
+    arrow(ax, (3.7, 6.2), (4.6, 6.2), "")
+    ax.text(4.15, 6.35, "+", fontsize=13, ha="center", va="bottom")
+    ax.text(
+        6.5,
+        6.75,
+        "their sum, for all windows\nof a row; of its columns again\nthree for each bin",
+        **CENTRED,
+    )
+    cells(ax, 4.8, 5.95, 1, 7, columns=(0, 2, 3))
+    arrow(ax, (6.55, 5.7), (6.55, 4.2), "+")
+    cells(ax, 5.3, 1.5, 5, 5, rows=range(5))
+    ax.text(6.55, 1.3, "convolved P x P bins,\n4 channels", ha="center", va="top", fontsize=9)
+    arrow(ax, (5.1, 2.75), (3.7, 2.75), "")
+    ax.text(3.5, 2.75, "fc 256,\nscore, box", va="center", ha="right", fontsize=9)
+    finish(ax, (-0.2, 9.2), (-0.3, 9.4))
 
 
 CENTRED = {"ha": "center", "va": "bottom", "fontsize": 9}
@@ -82,15 +86,20 @@ def stack(ax: Axes, x: float, y: float, layers: int, label: str, color: str) -> 
     ax.text(x + 5.0, y + 1.0, label, fontsize=10, va="center", ha="left", color=INK)
 
 
-def matrix(
-    ax: Axes, x: float, y: float, rows: int, columns: int, ones: set, color: str, fill: bool = False
+def cells(
+    ax: Axes,
+    x: float,
+    y: float,
+    height: int,
+    width: int,
+    rows: Collection[int] = (),
+    columns: Collection[int] = (),
 ) -> None:
     size = 0.5
-    for i in range(rows):
-        for j in range(columns):
-            face = color if (i, j) in ones else "#f0dcc4" if fill and color == ORANGE else "white"
-            face = "#cfe0f1" if fill and color == BLUE else face
-            corner = (x + j * size, y + (rows - 1 - i) * size)
+    for i in range(height):
+        for j in range(width):
+            face = "#cfe0f1" if i in rows or j in columns else "white"
+            corner = (x + j * size, y + (height - 1 - i) * size)
             ax.add_patch(Rectangle(corner, size, size, fc=face, ec=GREY, lw=0.6))
 
 
