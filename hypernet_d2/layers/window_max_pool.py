@@ -16,10 +16,12 @@ channels of the convolution, t its taps along an axis (3, or 1 where it goes bef
 different extents of a shape's bins along x.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +34,9 @@ from .windows import WindowGrid
 
 __all__ = ["MaxPooledWindows", "Bins", "gather_bins", "max_pool_bins", "pick_bins", "sliding_max"]
 
+import os
+
+THR = float(os.environ.get("THR", "2"))
 Pair = tuple[int, int]  # extents (kh, kw) of a bin in cells
 
 
@@ -64,10 +69,37 @@ def sliding_max(x: Tensor, extent: int, dim: int, reach: int = 1) -> Tensor:
     return x
 
 
+class Series(NamedTuple):
+    """Bins of equal size at equal distances, as lines of the map that consists of them."""
+
+    line: int  # the first of them
+    first: int  # the cell at which its bin starts
+    last: int  # the cell at which the last `reach` cells of that bin start
+    stride: int  # cells from bin to bin
+    count: int
+
+    def part(self, some: slice) -> "Series":
+        skipped = some.start * self.stride
+        first, last = self.first + skipped, self.last + skipped
+        return Series(self.line + some.start, first, last, self.stride, some.stop - some.start)
+
+    @property
+    def lines(self) -> slice:
+        return slice(self.line, self.line + self.count)
+
+    def maxima(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Returns (count, ...) of x (L, ...), the maxima over the `reach` of the bins."""
+        length = self.count * self.stride
+        a, b = (x[cell : cell + length : self.stride] for cell in (self.first, self.last))
+        return torch.maximum(a, b, out=out)
+
+
 class Bins:
     """The bins of one window shape along one axis, of n windows on a map.
 
-    A bin covers k or k + 1 cells, and so is the union of two ranges of `reach` cells.
+    A bin covers k or k + 1 cells, and so is the union of two ranges of `reach` cells. Windows are
+    equally far apart and overlap, so that many bins of one are bins of others: `series` has each
+    different one once.
     """
 
     def __init__(
@@ -90,52 +122,51 @@ class Bins:
             dtype: what the kernel computes in.
             device: of the maps.
         """
-        self.first, self.covered = max_pool_bins(extent, bins, dtype)
-        self.stride = stride
-        self.cells = np.arange(count)[:, None] * stride + self.first  # (n, P), where they start
+        first, self.covered = max_pool_bins(extent, bins, dtype)
+        self.cells = np.arange(count)[:, None] * stride + first  # (n, P), where they start
         self.exists = self.cells < length  # (n, P), whether any cell of a bin is on the map
         self.extents = np.unique(self.covered)
         self.reach = 1 << (int(self.extents[0]).bit_length() - 1)
         assert self.extents[-1] <= 2 * self.reach
-        self.last = self.first + self.covered - self.reach  # (P,), where the second range starts
-        starts = np.stack([self.cells, self.cells + self.last - self.first])
-        self.index = torch.tensor(starts.clip(max=length - 1), device=device)
 
-    def side_by_side(self) -> NDArray:
-        """Returns the cells of a map that consists of the bins of all windows, (n, P)."""
-        return np.arange(self.cells.size).reshape(self.cells.shape)
+        self.series: list[Series] = []
+        self.lines = np.zeros_like(self.cells)  # (n, P), those of the bins that exist
+        self.size = 0  # how many lines there are
+        for start, covered in sorted({*zip(first % stride, self.covered, strict=True)}):
+            alike = self.exists & (self.cells % stride == start) & (self.covered == covered)
+            if not alike.any():
+                continue
+            cells = self.cells[alike]
+            least, most = int(cells.min()), int(cells.max())
+            last = least + int(covered) - self.reach
+            series = Series(self.size, least, last, stride, (most - least) // stride + 1)
+            self.lines[alike] = series.line + (cells - least) // stride
+            self.series.append(series)
+            self.size += series.count
+        starts = [
+            np.arange(s.count) * stride + np.array([[s.first], [s.last]]) for s in self.series
+        ]
+        self.index = torch.tensor(np.concatenate(starts, axis=1), device=device)
 
 
-def pick_bins(x: Tensor, bins: Bins, windows: slice, dim: int) -> Tensor:
-    """Returns the maxima over the bins of some windows, by one operation for each bin.
+def pick_bins(x: Tensor, bins: Bins, dim: int) -> Tensor:
+    """Returns the maxima over bins, by one operation for each series.
 
     Args:
         x: maxima over `bins.reach` cells along `dim`, as far as bins on the map reach.
-        windows: a first and a last one.
 
     Returns:
-        x with (windows, P) in place of `dim`; 0 for bins beyond the map.
+        x with the lines in place of `dim`.
     """
-    count = windows.stop - windows.start
-    maxima = x.new_empty(*x.shape[:dim], count, len(bins.first), *x.shape[dim + 1 :])
-    out, x = maxima.movedim((dim, dim + 1), (0, 1)), x.movedim(dim, 0)
-    start, stride = windows.start * bins.stride, bins.stride
-    exist = bins.exists[windows].sum(axis=0)
-    for i, (n, first, last) in enumerate(zip(exist, bins.first, bins.last, strict=True)):
-        a, b = (x[start + cell : start + cell + n * stride : stride] for cell in (first, last))
-        if n == count:
-            torch.maximum(a, b, out=out[:, i])
-        else:
-            torch.maximum(a, b, out=out[:n, i])
-            out[n:, i] = 0
+    maxima = x.new_empty(*x.shape[:dim], bins.size, *x.shape[dim + 1 :])
+    for series in bins.series:
+        series.maxima(x.movedim(dim, 0), out=maxima.movedim(dim, 0)[series.lines])
     return maxima
 
 
-def gather_bins(x: Tensor, bins: Bins, windows: slice, dim: int) -> Tensor:
-    """Returns what `pick_bins` does, by two gathers; bins beyond the map have any value."""
-    index = bins.index[:, windows]
-    first, last = (x.index_select(dim, cells.flatten()) for cells in index)
-    return torch.maximum(first, last).unflatten(dim, index.shape[1:])
+def gather_bins(x: Tensor, bins: Bins, dim: int) -> Tensor:
+    """Returns what `pick_bins` does, by two gathers."""
+    return torch.maximum(*(x.index_select(dim, cells) for cells in bins.index))
 
 
 def _sums(table: Tensor, index: Tensor) -> Tensor:
@@ -181,8 +212,7 @@ class MaxPooledWindows:
 
     Where the windows of a shape are many, their bins are read from maps that the shapes share.
     Where they are few (large windows, far apart), a whole map costs more than the bins: then the
-    pooled bins of all windows are laid side by side in a small map of their own, where each window
-    is P x P cells.
+    different bins of all windows make up a small map of their own.
     """
 
     # A window's features are (P, P, O), rows first; windows come row by row.
@@ -216,22 +246,21 @@ class MaxPooledWindows:
         ]
         # Cells beyond the border that a bin may cover.
         self._margins = [max(int(s[i].extents[-1]) for s in shapes) - 1 for i in (0, 1)]
-        # A shape reads up to four shared maps, some of which serve other shapes too.
-        most = 3 * map_size[0] * map_size[1]
-        few = [rows.cells.size * columns.cells.size <= most for rows, columns in shapes]
-        apart = [self._apart_shape(i, *s, device) for i, s in enumerate(shapes) if few[i]]
+        shared = _worth_sharing(shapes, map_size)
+        apart = set(range(len(shapes))) - shared.keys()
         # The maxima along y of one are those of the next, or half as far.
-        self._apart = sorted(apart, key=lambda shape: shape.bins[0].reach)
-        self._shared, self._slots = self._sharing_shapes(
-            {i: s for i, s in enumerate(shapes) if not few[i]}, device
+        self._apart = sorted(
+            (self._apart_shape(i, *shapes[i], device) for i in apart),
+            key=lambda shape: (shape.bins[0].reach, shape.index),
         )
+        self._shared, self._slots = self._sharing_shapes(shared, device)
 
     def _apart_shape(self, index: int, rows: Bins, columns: Bins, device: torch.device) -> _Shape:
-        y, x = (axis.side_by_side() for axis in (rows, columns))
+        cells = columns.size + columns.lines
         return _Shape(
             index,
-            _to_tensor([_with_taps(1 + y, rows.exists, self._taps)], device),
-            _to_tensor([_with_taps(x.size + x, columns.exists, self._taps)], device),
+            _to_tensor([_with_taps(1 + rows.lines, rows.exists, self._taps)], device),
+            _to_tensor([_with_taps(cells, columns.exists, self._taps)], device),
             bins=(rows, columns),
         )
 
@@ -240,10 +269,7 @@ class MaxPooledWindows:
     ) -> tuple[list[_Shape], int]:
         """Returns the shapes in the order in which they are to be read, and how many slots."""
         height, width = self._size
-        pairs = {
-            i: [(int(kh), int(kw)) for kh in rows.extents for kw in columns.extents]
-            for i, (rows, columns) in axes.items()
-        }
+        pairs = {i: _pairs(*bins) for i, bins in axes.items()}
         # Neighbours share maps, so that few of these live at a time.
         order = sorted(axes, key=lambda i: (pairs[i], i))
         last_use = {pair: i for i in order for pair in pairs[i]}
@@ -302,18 +328,15 @@ class MaxPooledWindows:
             yield PooledShape(shape.index, partial(self._steps, table, shape, channels))
         del table, maps
 
-        # A gather in few steps, or each bin in fewer passes over the map.
+        # A gather in few steps, or each series in fewer passes over the map.
         bin_maxima = gather_bins if few_steps(cells.device) else pick_bins
         reach = 1  # of the cells, which become maxima over so many along y
         for shape in self._apart:
             rows, columns = shape.bins
             cells, reach = sliding_max(cells, rows.reach, 0, reach), rows.reach
-            table, maps = self._table(cells, 1, rows.cells.size, columns.cells.size, channels)
-            for some in _strips(len(rows.cells), len(rows.first) * cells[0].numel(), cells.device):
-                strip = bin_maxima(cells, rows, some, 0).flatten(0, 1)
-                strip = sliding_max(strip, columns.reach, 1)
-                strip = bin_maxima(strip, columns, slice(0, len(columns.cells)), 1).flatten(1, 2)
-                lines = slice(*(len(rows.first) * i for i in (some.start, some.stop)))
+            table, maps = self._table(cells, 1, rows.size, columns.size, channels)
+            for lines, strip in _row_maxima(cells, rows):
+                strip = bin_maxima(sliding_max(strip, columns.reach, 1), columns, 1)
                 maps[0, lines] = self._project(strip, taps)
             yield PooledShape(shape.index, partial(self._steps, table, shape, channels))
 
@@ -352,6 +375,44 @@ class MaxPooledWindows:
             second = _sums(table, F.pad(some.flatten(0, 1), (0, 0, 1, 0)))
             features = _sums(second.view(-1, channels), index[: len(some)].view(-1, taps))
             yield features.view(len(some), nx, -1)
+
+
+def _pairs(rows: Bins, columns: Bins) -> list[Pair]:
+    """Returns the extents of the maps that a shape reads."""
+    return [(int(kh), int(kw)) for kh in rows.extents for kw in columns.extents]
+
+
+def _worth_sharing(
+    shapes: list[tuple[Bins, Bins]], map_size: tuple[int, int]
+) -> dict[int, tuple[Bins, Bins]]:
+    """Returns the shapes for which their part in shared maps costs less than a map of their own.
+
+    A shared map costs in proportion to its cells, in equal parts for the shapes that read it.
+    """
+    shared = dict(enumerate(shapes))
+    while shared:
+        readers = Counter(pair for bins in shared.values() for pair in _pairs(*bins))
+        saved = {}
+        for i, (rows, columns) in shared.items():
+            part = sum(1 / readers[pair] for pair in _pairs(rows, columns))
+            # A bin of a map of its own takes about half as long again, as measured.
+            saved[i] = part * map_size[0] * map_size[1] - 1.5 * rows.size * columns.size
+        most = max(saved, key=saved.get)
+        if saved[most] <= 0:
+            break
+        del shared[most]
+    return shared
+
+
+def _row_maxima(cells: Tensor, rows: Bins) -> Iterator[tuple[slice, Tensor]]:
+    """Yields some lines of (H, W, C), the maxima over the bins along y, and which these are."""
+    if few_steps(cells.device):
+        yield slice(0, rows.size), gather_bins(cells, rows, 0)
+        return
+    for series in rows.series:
+        for some in _strips(series.count, cells[0].numel(), cells.device):
+            part = series.part(some)
+            yield part.lines, part.maxima(cells)
 
 
 def _strips(count: int, values: int, device: torch.device) -> Iterator[slice]:

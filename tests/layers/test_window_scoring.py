@@ -1,5 +1,6 @@
 """The dense path against the plain one, which pools each box with torchvision."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -317,24 +318,20 @@ def test_sliding_max(extent):
 @pytest.mark.parametrize("extent", [3, 5, 13, 24, 33, 65, 92])
 def test_both_maxima_over_bins_are_those_of_the_cells(extent, dim):
     bins = Bins(extent, 7, 9, 60, 13, "float32")
-    x = torch.randn(60, 60, 2)
-    expected = torch.zeros(9, 13, 60, 2)
-    for n in range(9):
-        for i, (first, covered) in enumerate(zip(bins.first, bins.covered, strict=True)):
-            cells = x.movedim(dim, 0)[n * 7 + first :][:covered]
-            if len(cells):
-                expected[n, i] = cells.amax(0)
-    expected = expected.movedim((0, 1), (dim, dim + 1))
-    pad = (0, 0, 0, 9, 0, 9)
-    so_far = sliding_max(F.pad(x, pad, value=-torch.inf), bins.reach, dim)
-    so_far = so_far.narrow(1 - dim, 0, 60)
     assert bins.exists.any() and (extent < 5 or not bins.exists.all())
-    for some in (slice(0, 9), slice(4, 7), slice(8, 9)):
-        picked = pick_bins(so_far, bins, some, dim)
-        assert torch.equal(picked, expected.narrow(dim, some.start, some.stop - some.start))
-        gathered = gather_bins(so_far, bins, some, dim).movedim((dim, dim + 1), (0, 1))
-        exists = torch.tensor(bins.exists[some])
-        assert torch.equal(gathered[exists], picked.movedim((dim, dim + 1), (0, 1))[exists])
+    covered = np.tile(bins.covered, 9)
+    on_map = {(c, k) for c, k in zip(bins.cells.flat, covered, strict=True) if c < 60}
+    assert bins.size == len(on_map)
+    x = torch.randn(60, 60, 2)
+    expected = torch.zeros(bins.size, 60, 2)
+    for cell, cells, line in zip(bins.cells.flat, covered, bins.lines.flat, strict=True):
+        if cell < 60:
+            expected[line] = x.movedim(dim, 0)[cell : cell + cells].amax(0)
+    overhang = (0, 0, 0, 9, 0, 9)
+    so_far = sliding_max(F.pad(x, overhang, value=-torch.inf), bins.reach, dim)
+    so_far = so_far.narrow(1 - dim, 0, 60)
+    for maxima in (pick_bins, gather_bins):
+        assert torch.equal(maxima(so_far, bins, dim).movedim(dim, 0), expected)
 
 
 @pytest.mark.parametrize(
