@@ -74,24 +74,30 @@ class Series(NamedTuple):
 
     line: int  # the first of them
     first: int  # the cell at which its bin starts
-    last: int  # the cell at which the last `reach` cells of that bin start
+    covered: int  # cells of a bin
     stride: int  # cells from bin to bin
     count: int
 
     def part(self, some: slice) -> "Series":
-        skipped = some.start * self.stride
-        first, last = self.first + skipped, self.last + skipped
-        return Series(self.line + some.start, first, last, self.stride, some.stop - some.start)
+        line, first = self.line + some.start, self.first + some.start * self.stride
+        return self._replace(line=line, first=first, count=some.stop - some.start)
 
     @property
     def lines(self) -> slice:
         return slice(self.line, self.line + self.count)
 
-    def maxima(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Returns (count, ...) of x (L, ...), the maxima over the `reach` of the bins."""
+    def maxima(self, x: Tensor, reach: int = 1, out: Tensor | None = None) -> Tensor:
+        """Returns (count, ...) of x (L, ...), which are maxima over `reach` cells already."""
+        last = self.first + self.covered - reach
         length = self.count * self.stride
-        a, b = (x[cell : cell + length : self.stride] for cell in (self.first, self.last))
-        return torch.maximum(a, b, out=out)
+        starts = [*range(self.first, last, reach), last]
+        start, *others = (x[cell : cell + length : self.stride] for cell in starts)
+        if not others:
+            return start if out is None else out.copy_(start)
+        out = torch.maximum(start, others[0], out=out)
+        for other in others[1:]:
+            torch.maximum(out, other, out=out)
+        return out
 
 
 class Bins:
@@ -138,15 +144,13 @@ class Bins:
                 continue
             cells = self.cells[alike]
             least, most = int(cells.min()), int(cells.max())
-            last = least + int(covered) - self.reach
-            series = Series(self.size, least, last, stride, (most - least) // stride + 1)
+            series = Series(self.size, least, int(covered), stride, (most - least) // stride + 1)
             self.lines[alike] = series.line + (cells - least) // stride
             self.series.append(series)
             self.size += series.count
-        starts = [
-            np.arange(s.count) * stride + np.array([[s.first], [s.last]]) for s in self.series
-        ]
-        self.index = torch.tensor(np.concatenate(starts, axis=1), device=device)
+        first = np.concatenate([s.first + np.arange(s.count) * stride for s in self.series])
+        last = first + np.concatenate([[s.covered - self.reach] * s.count for s in self.series])
+        self.index = torch.tensor(np.stack([first, last]), device=device)  # of the two ranges
 
 
 def pick_bins(x: Tensor, bins: Bins, dim: int) -> Tensor:
@@ -160,7 +164,8 @@ def pick_bins(x: Tensor, bins: Bins, dim: int) -> Tensor:
     """
     maxima = x.new_empty(*x.shape[:dim], bins.size, *x.shape[dim + 1 :])
     for series in bins.series:
-        series.maxima(x.movedim(dim, 0), out=maxima.movedim(dim, 0)[series.lines])
+        out = maxima.movedim(dim, 0)[series.lines]
+        series.maxima(x.movedim(dim, 0), bins.reach, out=out)
     return maxima
 
 
@@ -247,12 +252,9 @@ class MaxPooledWindows:
         # Cells beyond the border that a bin may cover.
         self._margins = [max(int(s[i].extents[-1]) for s in shapes) - 1 for i in (0, 1)]
         shared = _worth_sharing(shapes, map_size)
-        apart = set(range(len(shapes))) - shared.keys()
-        # The maxima along y of one are those of the next, or half as far.
-        self._apart = sorted(
-            (self._apart_shape(i, *shapes[i], device) for i in apart),
-            key=lambda shape: (shape.bins[0].reach, shape.index),
-        )
+        self._apart = [
+            self._apart_shape(i, *bins, device) for i, bins in enumerate(shapes) if i not in shared
+        ]
         self._shared, self._slots = self._sharing_shapes(shared, device)
 
     def _apart_shape(self, index: int, rows: Bins, columns: Bins, device: torch.device) -> _Shape:
@@ -328,12 +330,9 @@ class MaxPooledWindows:
             yield PooledShape(shape.index, partial(self._steps, table, shape, channels))
         del table, maps
 
-        # A gather in few steps, or each series in fewer passes over the map.
         bin_maxima = gather_bins if few_steps(cells.device) else pick_bins
-        reach = 1  # of the cells, which become maxima over so many along y
         for shape in self._apart:
             rows, columns = shape.bins
-            cells, reach = sliding_max(cells, rows.reach, 0, reach), rows.reach
             table, maps = self._table(cells, 1, rows.size, columns.size, channels)
             for lines, strip in _row_maxima(cells, rows):
                 strip = bin_maxima(sliding_max(strip, columns.reach, 1), columns, 1)
@@ -407,8 +406,9 @@ def _worth_sharing(
 def _row_maxima(cells: Tensor, rows: Bins) -> Iterator[tuple[slice, Tensor]]:
     """Yields some lines of (H, W, C), the maxima over the bins along y, and which these are."""
     if few_steps(cells.device):
-        yield slice(0, rows.size), gather_bins(cells, rows, 0)
+        yield slice(0, rows.size), gather_bins(sliding_max(cells, rows.reach, 0), rows, 0)
         return
+    # Maxima over `reach` rows would be a second map of full size, which takes fresh pages.
     for series in rows.series:
         for some in _strips(series.count, cells[0].numel(), cells.device):
             part = series.part(some)
