@@ -34,9 +34,6 @@ from .windows import WindowGrid
 
 __all__ = ["MaxPooledWindows", "Bins", "gather_bins", "max_pool_bins", "pick_bins", "sliding_max"]
 
-import os
-
-THR = float(os.environ.get("THR", "2"))
 Pair = tuple[int, int]  # extents (kh, kw) of a bin in cells
 
 
