@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from .window_steps import PooledShape, rows_at_a_time
+from .window_steps import PooledShape, WindowAxis, kernel_dtype, rows_at_a_time, window_axes
 from .windows import WindowGrid
 
 __all__ = ["AlignedWindows", "align_weights", "with_taps"]
@@ -138,9 +138,10 @@ class AlignedWindows:
             sampling_ratio: samples of a bin along an axis; 0 adapts to the window.
             device, dtype: of the maps.
         """
-        exact = np.float64 if dtype == torch.float64 else np.float32
+        exact = kernel_dtype(dtype)
 
-        def axis(extent: int, stride: int, count: int, length: int) -> _Axis:
+        def weighted(axis: WindowAxis) -> _Axis:
+            extent, stride, count, length = axis
             first = np.arange(count) * stride
             weights = align_weights(
                 extent, first, length, bins, sampling_ratio, grid.feature_stride, exact
@@ -148,12 +149,8 @@ class AlignedWindows:
             weights = torch.tensor(weights if taps == 1 else with_taps(weights))
             return _Axis(count, stride, extent + 1, weights.to(device, dtype))
 
-        height, width = map_size
         self._axes = [
-            (axis(h, stride_y, ny, height), axis(w, stride_x, nx, width))
-            for (h, w), (stride_y, stride_x), (ny, nx) in zip(
-                grid.shapes, grid.strides, grid.counts(map_size), strict=True
-            )
+            (weighted(rows), weighted(columns)) for rows, columns in window_axes(grid, map_size)
         ]
 
     @staticmethod

@@ -29,7 +29,14 @@ import torch.nn.functional as F
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from .window_steps import PooledShape, few_steps, rows_at_a_time
+from .window_steps import (
+    PooledShape,
+    WindowAxis,
+    few_steps,
+    kernel_dtype,
+    rows_at_a_time,
+    window_axes,
+)
 from .windows import WindowGrid
 
 __all__ = ["MaxPooledWindows", "Bins", "gather_bins", "max_pool_bins", "pick_bins", "sliding_max"]
@@ -107,24 +114,19 @@ class Bins:
 
     def __init__(
         self,
-        extent: int,
-        stride: int,
-        count: int,
-        length: int,
+        axis: WindowAxis,
         bins: int,
         dtype: DTypeLike,
         device: torch.device | str = "cpu",
     ):
         """
         Args:
-            extent: cells of a window.
-            stride: cells from window to window.
-            count: n.
-            length: cells of the map.
+            axis: of n windows.
             bins: P.
             dtype: what the kernel computes in.
             device: of the maps.
         """
+        extent, stride, count, length = axis
         first, self.covered = max_pool_bins(extent, bins, dtype)
         self.cells = np.arange(count)[:, None] * stride + first  # (n, P), where they start
         self.exists = self.cells < length  # (n, P), whether any cell of a bin is on the map
@@ -239,12 +241,10 @@ class MaxPooledWindows:
         """
         self._size = map_size
         self._taps = taps
-        exact = np.float64 if dtype == torch.float64 else np.float32
+        exact = kernel_dtype(dtype)
         shapes = [
-            tuple(
-                Bins(*axis, bins, exact, device) for axis in zip(*of_shape, map_size, strict=True)
-            )
-            for of_shape in zip(grid.shapes, grid.strides, grid.counts(map_size), strict=True)
+            tuple(Bins(axis, bins, exact, device) for axis in axes)
+            for axes in window_axes(grid, map_size)
         ]
         # Cells beyond the border that a bin may cover.
         self._margins = [max(int(s[i].extents[-1]) for s in shapes) - 1 for i in (0, 1)]

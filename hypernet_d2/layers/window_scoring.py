@@ -159,7 +159,7 @@ class WindowScorer(nn.Module):
         """Scores all windows of the grid; for inference, as it records no gradient.
 
         A traced or exported scorer holds for the size of map and batch that it was traced with.
-        `torch.export` with strict=True needs the plan of that size, from a call before it.
+        `torch.export` with strict=True needs a call with a map of that size before it.
 
         Args:
             x: (N, C, H, W).

@@ -6,10 +6,42 @@ Legend: (ny, nx) positions of a window shape, F features of a window.
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["PooledShape", "few_steps", "rows_at_a_time"]
+from .windows import WindowGrid
+
+__all__ = [
+    "PooledShape",
+    "WindowAxis",
+    "few_steps",
+    "kernel_dtype",
+    "rows_at_a_time",
+    "window_axes",
+]
+
+
+class WindowAxis(NamedTuple):
+    """The windows of one shape along one axis, in cells."""
+
+    extent: int  # of a window
+    stride: int  # from window to window
+    count: int  # of windows
+    length: int  # of the map
+
+
+def window_axes(grid: WindowGrid, map_size: tuple[int, int]) -> list[tuple[WindowAxis, WindowAxis]]:
+    """Returns the rows and the columns of each shape's windows on a map of (H, W) cells."""
+    return [
+        tuple(WindowAxis(*axis) for axis in zip(*of_shape, map_size, strict=True))
+        for of_shape in zip(grid.shapes, grid.strides, grid.counts(map_size), strict=True)
+    ]
+
+
+def kernel_dtype(dtype: torch.dtype) -> type[np.floating]:
+    """Returns what torchvision's kernels compute bins and samples in, for maps of a dtype."""
+    return np.float64 if dtype == torch.float64 else np.float32
 
 
 class PooledShape(NamedTuple):

@@ -17,6 +17,7 @@ from hypernet_d2.layers.window_max_pool import (
     sliding_max,
 )
 from hypernet_d2.layers.window_scoring import WindowScorer
+from hypernet_d2.layers.window_steps import WindowAxis
 from hypernet_d2.layers.windows import WindowGrid
 
 from ..helpers import captures
@@ -317,7 +318,7 @@ def test_sliding_max(extent):
 @pytest.mark.parametrize("dim", [0, 1])
 @pytest.mark.parametrize("extent", [3, 5, 13, 24, 33, 65, 92])
 def test_both_maxima_over_bins_are_those_of_the_cells(extent, dim):
-    bins = Bins(extent, 7, 9, 60, 13, "float32")
+    bins = Bins(WindowAxis(extent, 7, 9, 60), 13, "float32")
     assert bins.exists.any() and (extent < 5 or not bins.exists.all())
     covered = np.tile(bins.covered, 9)
     on_map = {(c, k) for c, k in zip(bins.cells.flat, covered, strict=True) if c < 60}
