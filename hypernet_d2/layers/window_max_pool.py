@@ -18,9 +18,8 @@ different extents of a shape's bins along x.
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +39,9 @@ from .window_steps import (
 from .windows import WindowGrid
 
 __all__ = ["MaxPooledWindows", "Bins", "gather_bins", "max_pool_bins", "pick_bins", "sliding_max"]
+
+# Lines of a CPU's bands, as measured: fewer make many small steps, more leave the cache.
+_BAND = 24
 
 Pair = tuple[int, int]  # extents (kh, kw) of a bin in cells
 
@@ -82,9 +84,12 @@ class Series(NamedTuple):
     stride: int  # cells from bin to bin
     count: int
 
-    def part(self, some: slice) -> "Series":
-        line, first = self.line + some.start, self.first + some.start * self.stride
-        return self._replace(line=line, first=first, count=some.stop - some.start)
+    def part(self, lines: slice) -> "Series":
+        """Returns what of it is among some lines, with a count below 1 where nothing is."""
+        line = max(self.line, lines.start)
+        first = self.first + (line - self.line) * self.stride
+        count = min(self.line + self.count, lines.stop) - line
+        return self._replace(line=line, first=first, count=count)
 
     @property
     def lines(self) -> slice:
@@ -193,22 +198,46 @@ def _with_taps(cells: NDArray, exists: NDArray, taps: int) -> NDArray:
     return np.where(taken > 0, taken * taps + np.arange(taps), 0)
 
 
-@dataclass(frozen=True)
-class _Shape:
+def _different(taken: NDArray) -> tuple[NDArray, NDArray]:
+    """Finds the bins that read different cells.
+
+    Args:
+        taken: what each of P bins reads, (n, P, t).
+
+    Returns:
+        (D,) those bins, and as a (D, P) matrix which bins read what each of them does.
+    """
+    _, first, group = np.unique(taken, axis=1, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return first[order], order[:, None] == group.reshape(-1)
+
+
+class _Shape(NamedTuple):
     """How the windows of one shape are read.
 
-    A table has t rows for each line: first a line of zeros, then the lines of its maps, slot after
-    slot. The second table, of one or more rows of windows, has a row of zeros and then one for each
-    row of windows, extent along x and bin; a row has t entries of O channels for each cell.
+    A table has t rows for each line: first a line of zeros, then the lines of its maps, one map
+    after the other. The second table has a block for each row of windows: first a row of zeros,
+    then one for each extent along x and bin along y. Its rows are seen as entries of O channels,
+    t for each cell.
     """
 
     index: int  # of the shape in the grid
-    rows: Tensor  # (ny, k * P, t) rows of the table
-    columns: Tensor  # (nx, P, t) entries of the second table, of its first window and bin along y
-    # Where the shape has a map of its own: the bins along y and x, which make it up.
-    bins: tuple[Bins, Bins] | None = None
-    # Where it reads shared maps: those to make before it, with the slots that are free then.
-    maps: dict[Pair, int] | None = None
+    rows: list[Tensor]  # of (ny, 1 + k * Dy, t) rows of the table, those to read at a time
+    entries: Tensor  # (nx, Dy * Dx, t) entries of a block
+    groups: tuple[Tensor, Tensor] | None  # as in PooledShape
+
+
+class _Bands(NamedTuple):
+    """How maps that shapes share are made: a few lines of all of them at a time.
+
+    The table keeps as many lines as the windows that are still to be read need, each in place of
+    one that is `kept` lines above.
+    """
+
+    maps: list[Pair]
+    lines: list[range]  # of each band
+    kept: int
+    shapes: list[_Shape]  # with the rows of windows that end in each band
 
 
 class MaxPooledWindows:
@@ -241,6 +270,7 @@ class MaxPooledWindows:
         """
         self._size = map_size
         self._taps = taps
+        self._device, self._dtype = device, dtype
         exact = kernel_dtype(dtype)
         shapes = [
             tuple(Bins(axis, bins, exact, device) for axis in axes)
@@ -249,59 +279,84 @@ class MaxPooledWindows:
         # Cells beyond the border that a bin may cover.
         self._margins = [max(int(s[i].extents[-1]) for s in shapes) - 1 for i in (0, 1)]
         shared = _worth_sharing(shapes, map_size)
-        self._apart = [
-            self._apart_shape(i, *bins, device) for i, bins in enumerate(shapes) if i not in shared
-        ]
-        self._shared, self._slots = self._sharing_shapes(shared, device)
+        heights = {True: map_size[0], False: _BAND}
+        self._bands = {few: self._in_bands(shared, heights[few]) for few in heights}
+        apart = {i: bins for i, bins in enumerate(shapes) if i not in shared}
+        # By reach, so that maxima over the least of the shapes to come serve them all.
+        order = sorted(apart, key=lambda i: [bins.reach for bins in apart[i]])
+        self._apart = [(self._apart_shape(i, *apart[i]), *apart[i]) for i in order]
 
-    def _apart_shape(self, index: int, rows: Bins, columns: Bins, device: torch.device) -> _Shape:
-        cells = columns.size + columns.lines
-        return _Shape(
-            index,
-            _to_tensor([_with_taps(1 + rows.lines, rows.exists, self._taps)], device),
-            _to_tensor([_with_taps(cells, columns.exists, self._taps)], device),
-            bins=(rows, columns),
-        )
-
-    def _sharing_shapes(
-        self, axes: dict[int, tuple[Bins, Bins]], device: torch.device
-    ) -> tuple[list[_Shape], int]:
-        """Returns the shapes in the order in which they are to be read, and how many slots."""
+    def _in_bands(self, axes: dict[int, tuple[Bins, Bins]], least: int) -> _Bands:
+        """Returns bands of `least` lines, or of as many as the tallest windows need."""
         height, width = self._size
-        pairs = {i: _pairs(*bins) for i, bins in axes.items()}
-        # Neighbours share maps, so that few of these live at a time.
-        order = sorted(axes, key=lambda i: (pairs[i], i))
-        last_use = {pair: i for i in order for pair in pairs[i]}
-        shapes, live, free, slots = [], {}, [], 0
-        for i in order:
-            rows, columns = axes[i]
-            new = [pair for pair in pairs[i] if pair not in live]
-            for pair in new:
-                if not free:
-                    free.append(slots)
-                    slots += 1
-                live[pair] = free.pop()
-            lines = []
-            for kw in columns.extents:
-                slot = np.array([live[int(kh), int(kw)] for kh in rows.covered])
-                lines.append(_with_taps(1 + slot * height + rows.cells, rows.exists, self._taps))
-            line = 1 + np.searchsorted(columns.extents, columns.covered) * len(rows.covered)
-            entries = _with_taps(line * width + columns.cells, columns.exists, self._taps)
-            shapes.append(
-                _Shape(
-                    i,
-                    _to_tensor(lines, device),
-                    _to_tensor([entries], device),
-                    maps={pair: live[pair] for pair in new},
-                )
+        maps = sorted({pair for bins in axes.values() for pair in _pairs(*bins)})
+        spans = [int(np.ptp(rows.cells, axis=1).max()) for rows, _ in axes.values()]
+        band = max([least, *spans])
+        bands = [range(i, min(i + band, height)) for i in range(0, height, band)]
+        kept = min(2, len(bands)) * band
+        shapes = []
+        for i, (rows, columns) in axes.items():
+            lines = [
+                kept * np.array([maps.index((kh, kw)) for kh in rows.covered]) + rows.cells % kept
+                for kw in columns.extents
+            ]
+            of_extent = np.searchsorted(columns.extents, columns.covered)
+            shape = self._shape(i, (rows, columns), lines, of_extent, columns.cells, width)
+            last = np.where(rows.exists, rows.cells, 0).max(axis=1)
+            ends = np.searchsorted(last, [some.stop for some in bands])
+            split = [shape.rows[0][first:end] for first, end in pairwise([0, *ends])]
+            shapes.append(shape._replace(rows=split))
+        return _Bands(maps, bands, kept, shapes)
+
+    def _apart_shape(self, index: int, rows: Bins, columns: Bins) -> _Shape:
+        one = np.zeros_like(columns.covered)
+        return self._shape(index, (rows, columns), [rows.lines], one, columns.lines, columns.size)
+
+    def _shape(
+        self,
+        index: int,
+        bins: tuple[Bins, Bins],
+        lines: list[NDArray],
+        of_extent: NDArray,
+        cells: NDArray,
+        width: int,
+    ) -> _Shape:
+        """
+        Args:
+            index: of the shape in the grid.
+            bins: along y and x.
+            lines: of the maps, k times (ny, P): those to read for each extent along x.
+            of_extent: which of these each bin along x reads, (P,).
+            cells: of these lines, (nx, P).
+            width: of the maps.
+        """
+        rows, columns = bins
+        lines = [_with_taps(1 + some, rows.exists, self._taps) for some in lines]
+        kept_y, group_y = _different(np.concatenate(lines))
+        lines = [np.zeros_like(lines[0][:, :1]), *(some[:, kept_y] for some in lines)]
+        # Of the first bin along y, and then of all.
+        entries = (1 + of_extent * len(kept_y)) * width + cells
+        entries = _with_taps(entries, columns.exists, self._taps)
+        kept_x, group_x = _different(entries)
+        entries = entries[:, None, kept_x]
+        below = np.arange(len(kept_y))[:, None, None] * width * self._taps
+        entries = (entries + below * (entries > 0)).reshape(len(cells), -1, self._taps)
+        lines, entries = (
+            torch.tensor(np.ascontiguousarray(some), dtype=torch.int32, device=self._device)
+            for some in (np.concatenate(lines, axis=1), entries)
+        )
+        groups = None
+        if len(group_y) * len(group_x) < rows.cells.shape[1] * columns.cells.shape[1]:
+            groups = tuple(
+                torch.tensor(some, dtype=self._dtype, device=self._device)
+                for some in (group_y, group_x)
             )
-            free += [live.pop(pair) for pair in pairs[i] if last_use[pair] == i]
-        return shapes, slots
+        return _Shape(index, [lines], entries, groups)
 
     @staticmethod
     def taps(weight: Tensor) -> Tensor:
-        """(O, C, t, t) -> (C, t * t * O), the 1x1 products as the maps hold them."""
-        return weight.permute(1, 2, 3, 0).flatten(1)
+        """(O, C, t, t) -> (t * t * O, C), the 1x1 products as the maps hold them."""
+        return weight.permute(2, 3, 0, 1).flatten(0, 2).contiguous()
 
     def shapes(self, image: Tensor, taps: Tensor | None) -> Iterator[PooledShape]:
         """Yields the window shapes; each is to be read before the next is asked for.
@@ -314,27 +369,33 @@ class MaxPooledWindows:
         # Cells beyond the border lose every maximum.
         below, right = self._margins
         cells = F.pad(image.permute(1, 2, 0), (0, 0, 0, right, 0, below), value=-torch.inf)
-        channels = image.shape[0] if taps is None else taps.shape[1] // self._taps**2
+        channels = image.shape[0] if taps is None else taps.shape[0] // self._taps**2
 
-        table, maps = self._table(cells, self._slots, height, width, channels)
-        for shape in self._shared:
-            for some in _strips(height, cells[0].numel(), cells.device):
-                for kh, of_height in groupby(shape.maps, key=lambda pair: pair[0]):
-                    tall = sliding_max(cells[some.start : some.stop + kh - 1], kh, 0)
-                    for _, kw in of_height:
-                        strip = sliding_max(tall[:, : width + kw - 1], kw, 1)
-                        maps[shape.maps[kh, kw], some] = self._project(strip, taps)
-            yield PooledShape(shape.index, partial(self._steps, table, shape, channels))
+        bands = self._bands[few_steps(cells.device)]
+        table, maps = self._table(cells, len(bands.maps), bands.kept, width, channels)
+        for i, lines in enumerate(bands.lines):
+            into = slice(lines.start % bands.kept, lines.start % bands.kept + len(lines))
+            for index, maxima in _map_maxima(cells[lines.start :], len(lines), width, bands.maps):
+                maps[index, into] = self._project(maxima, taps)[:, :, :width]
+            for shape in bands.shapes:
+                if len(shape.rows[i]):
+                    steps = partial(self._steps, table, shape.rows[i], shape.entries, channels)
+                    yield PooledShape(shape.index, steps, shape.groups)
         del table, maps
 
         bin_maxima = gather_bins if few_steps(cells.device) else pick_bins
-        for shape in self._apart:
-            rows, columns = shape.bins
+        reach = [1, 1]
+        for i, (shape, rows, columns) in enumerate(self._apart):
+            for dim in (0, 1):
+                least = min(axes[dim].reach for _, *axes in self._apart[i:])
+                _extend_reach(cells, least, dim, reach[dim])
+                reach[dim] = least
             table, maps = self._table(cells, 1, rows.size, columns.size, channels)
-            for lines, strip in _row_maxima(cells, rows):
-                strip = bin_maxima(sliding_max(strip, columns.reach, 1), columns, 1)
+            for lines, strip in _row_maxima(cells, rows, reach[0]):
+                strip = bin_maxima(sliding_max(strip, columns.reach, 1, reach[1]), columns, 1)
                 maps[0, lines] = self._project(strip, taps)
-            yield PooledShape(shape.index, partial(self._steps, table, shape, channels))
+            steps = partial(self._steps, table, shape.rows[0], shape.entries, channels)
+            yield PooledShape(shape.index, steps, shape.groups)
 
     def _table(
         self, like: Tensor, slots: int, height: int, width: int, channels: int
@@ -350,27 +411,23 @@ class MaxPooledWindows:
         """(H, W, C) -> (H, t, W, t * O)."""
         if taps is None:
             return cells[:, None]
-        products = cells.flatten(0, 1) @ taps
-        return products.view(*cells.shape[:2], self._taps, -1).transpose(1, 2)
+        return F.linear(cells, taps).unflatten(2, (self._taps, -1)).transpose(1, 2)
 
-    def _steps(self, table: Tensor, shape: _Shape, channels: int, values: int) -> Iterator[Tensor]:
+    def _steps(
+        self, table: Tensor, rows: Tensor, entries: Tensor, channels: int, values: int
+    ) -> Iterator[Tensor]:
         """Yields (some of ny, nx, P * P * O)."""
-        ny, lines, taps = shape.rows.shape
-        nx, bins, _ = shape.columns.shape
-        row_values = lines * table.shape[1] + nx * (bins**2 * taps + values)
-        step = min(ny, rows_at_a_time(table.device, row_values))
-        # The second table's entries before those of a row of windows and of a bin along y.
-        windows, rows = (
-            torch.arange(n, dtype=torch.int32, device=table.device) for n in (step, bins)
+        ny, lines, taps = rows.shape
+        block = lines * table.shape[1]
+        step = min(
+            ny, rows_at_a_time(table.device, block + entries.numel() + len(entries) * values)
         )
-        before = (windows[:, None] * lines + rows) * (table.shape[1] // channels)
-        columns = shape.columns[:, None]  # (nx, 1, P, t)
-        index = columns + before[:, None, :, None, None] * (columns > 0)
-        for first in range(0, ny, step):
-            some = shape.rows[first : first + step]
-            second = _sums(table, F.pad(some.flatten(0, 1), (0, 0, 1, 0)))
-            features = _sums(second.view(-1, channels), index[: len(some)].view(-1, taps))
-            yield features.view(len(some), nx, -1)
+        first = torch.arange(step, dtype=torch.int32, device=table.device) * (block // channels)
+        entries = entries + first[:, None, None, None]
+        for some in rows.split(step):
+            second = _sums(table, some.flatten(0, 1)).view(-1, channels)
+            features = _sums(second, entries[: len(some)].view(-1, taps))
+            yield features.view(len(some), entries.shape[1], -1)
 
 
 def _pairs(rows: Bins, columns: Bins) -> list[Pair]:
@@ -400,16 +457,56 @@ def _worth_sharing(
     return shared
 
 
-def _row_maxima(cells: Tensor, rows: Bins) -> Iterator[tuple[slice, Tensor]]:
-    """Yields some lines of (H, W, C), the maxima over the bins along y, and which these are."""
-    if few_steps(cells.device):
-        yield slice(0, rows.size), gather_bins(sliding_max(cells, rows.reach, 0), rows, 0)
+def _map_maxima(
+    cells: Tensor, height: int, width: int, maps: list[Pair]
+) -> Iterator[tuple[int, Tensor]]:
+    """Yields indices of maps, in ascending order, and (height, width or more, C) of each."""
+    if not maps:
         return
-    # Maxima over `reach` rows would be a second map of full size, which takes fresh pages.
-    for series in rows.series:
-        for some in _strips(series.count, cells[0].numel(), cells.device):
-            part = series.part(some)
-            yield part.lines, part.maxima(cells)
+    tallest, widest = (max(extents) for extents in zip(*maps, strict=True))
+    cells = cells[: height + tallest - 1, : width + widest - 1]
+    reach = 1
+    for kh, group in groupby(enumerate(maps), key=lambda item: item[1][0]):
+        cells = sliding_max(cells, kh, 0, reach)
+        reach = kh
+        strip, reach_x = cells[:height], 1
+        for index, (_, kw) in group:
+            strip = sliding_max(strip, kw, 1, reach_x)
+            reach_x = kw
+            yield index, strip
+
+
+def _extend_reach(x: Tensor, extent: int, dim: int, reach: int) -> None:
+    """Makes maxima over `reach` cells along a dimension maxima over `extent`, in place.
+
+    Those that start among the last extent - reach cells stay as they are.
+    """
+    if reach == extent:
+        return
+    for some in _strips(x.shape[1 - dim], x.numel() // x.shape[1 - dim], x.device):
+        strip = x.narrow(1 - dim, some.start, some.stop - some.start)
+        maxima = sliding_max(strip, extent, dim, reach)
+        strip.narrow(dim, 0, maxima.shape[dim]).copy_(maxima)
+
+
+def _row_maxima(cells: Tensor, rows: Bins, reach: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yields some lines of (H, W, C), the maxima over the bins along y, and which these are.
+
+    Cells are maxima over `reach` along y already, at most `rows.reach`.
+    """
+    if few_steps(cells.device):
+        cells = sliding_max(cells, rows.reach, 0, reach)
+        yield slice(0, rows.size), gather_bins(cells, rows, 0)
+        return
+    # Maxima over `rows.reach` would be a second map of full size, which takes fresh pages.
+    for lines in _strips(rows.size, cells[0].numel(), cells.device):
+        maxima = cells.new_empty(lines.stop - lines.start, *cells.shape[1:])
+        for series in rows.series:
+            part = series.part(lines)
+            if part.count > 0:
+                first = part.line - lines.start
+                part.maxima(cells, reach, out=maxima[first : first + part.count])
+        yield lines, maxima
 
 
 def _strips(count: int, values: int, device: torch.device) -> Iterator[slice]:
@@ -417,7 +514,3 @@ def _strips(count: int, values: int, device: torch.device) -> Iterator[slice]:
     step = rows_at_a_time(device, values)
     for first in range(0, count, step):
         yield slice(first, min(first + step, count))
-
-
-def _to_tensor(parts: list[NDArray], device: torch.device) -> Tensor:
-    return torch.tensor(np.concatenate(parts, axis=1), dtype=torch.int32, device=device)

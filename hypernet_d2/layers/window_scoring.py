@@ -37,8 +37,8 @@ Reader = MaxPooledWindows | AlignedWindows
 class _Weights(NamedTuple):
     """The parameters as the dense path multiplies by them."""
 
-    taps: Tensor | None  # (C, t * O * t)
-    conv_bias: Tensor | None  # (P * P * O,), where a ReLU follows
+    taps: Tensor | None  # as the reader takes them
+    least: Tensor | None  # (P * P * O,) lower bounds of the features, where a ReLU follows
     fc: Tensor  # (P * P * O, hidden), in the order in which features arise
     fc_bias: Tensor
     predictor: Tensor  # (hidden, 5), objectness and deltas
@@ -207,20 +207,19 @@ class WindowScorer(nn.Module):
         bins, channels = self.pooler_resolution, self.conv.out_channels
         order = [("channel", "y", "x").index(dim) for dim in reader.feature_order]
         fc = self.fc.weight.view(-1, channels, bins, bins).permute(*(1 + i for i in order), 0)
-        fc, fc_bias, taps, conv_bias = fc.flatten(0, 2), self.fc.bias, None, None
+        fc, fc_bias, taps, least = fc.flatten(0, 2), self.fc.bias, None, None
         if not self.conv_before_pooling:
             taps = reader.taps(self.conv.weight).to(dtype)
             conv_bias = self.conv.bias[:, None, None].expand(-1, bins, bins)
             conv_bias = conv_bias.permute(order).flatten()
+            # ReLU(x + b) = max(x, -b) + b, of which the last term goes to the next layer's bias.
+            fc_bias = fc_bias + conv_bias @ fc
             if self.conv_relu:
-                conv_bias = conv_bias.to(dtype)
-            else:
-                # Nothing stands between the two layers.
-                fc_bias, conv_bias = fc_bias + conv_bias @ fc, None
+                least = -conv_bias.to(dtype)
         siblings = (self.objectness, self.deltas)
         return _Weights(
             taps=taps,
-            conv_bias=conv_bias,
+            least=least,
             fc=fc.to(dtype).contiguous(),
             fc_bias=fc_bias.to(dtype),
             predictor=torch.cat([layer.weight for layer in siblings]).to(dtype).t(),
@@ -229,18 +228,31 @@ class WindowScorer(nn.Module):
 
     def _score_image(self, image: Tensor, reader: Reader, weights: _Weights) -> Tensor:
         """(C, H, W) -> (R, 5), objectness and deltas."""
-        scores: dict[int, Tensor] = {}
+        scores: dict[int, list[Tensor]] = {}
+        fc: dict[int, Tensor] = {}
         for shape in reader.shapes(image, weights.taps):
-            scores[shape.index] = self._score_shape(shape, weights, reader.by_column)
-        return torch.cat([scores[index] for index in range(len(scores))])
+            if shape.index not in fc:
+                fc[shape.index] = self._grouped_fc(weights.fc, shape.groups)
+            of_shape = weights._replace(fc=fc[shape.index])
+            score = self._score_shape(shape, of_shape, reader.by_column)
+            scores.setdefault(shape.index, []).append(score)
+        return torch.cat([score for index in range(len(scores)) for score in scores[index]])
+
+    def _grouped_fc(self, fc: Tensor, groups: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Adds up the weights of equal features."""
+        if groups is None:
+            return fc
+        y, x = groups
+        fc = (y @ fc.view(self.pooler_resolution, -1)).view(len(y), self.pooler_resolution, -1)
+        return (x @ fc).view(-1, self.fc.out_features)
 
     def _score_shape(self, shape: PooledShape, weights: _Weights, by_column: bool) -> Tensor:
         """Returns (ny * nx, 5), some rows of windows at a time."""
         scores = []
         for features in shape.steps(sum(weights.fc.shape)):
             size, features = features.shape[:2], features.flatten(0, 1)
-            if weights.conv_bias is not None:
-                features = features.add_(weights.conv_bias).relu_()
+            if weights.least is not None:
+                features.clamp_min_(weights.least[: features.shape[1]])
             hidden = torch.addmm(weights.fc_bias, features, weights.fc).relu_()
             score = torch.addmm(weights.predictor_bias, hidden, weights.predictor)
             score = score.view(*size, 5)

@@ -19,8 +19,12 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..layers import WindowGrid, WindowScorer
+from ..layers.window_steps import few_steps
 
 __all__ = ["HyperNetProposals"]
+
+# With how many times the boxes that are wanted suppression begins.
+_FIRST = 5
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -244,16 +248,28 @@ class HyperNetProposals(nn.Module):
             # The stock selection orders equal scores as it happens, so it gets ranks, which are
             # distinct; the product with zero keeps a score that is not finite for it to find.
             ranks = scores * 0 - torch.arange(len(scores), device=scores.device)
-            (proposal,) = find_top_rpn_proposals(
-                [boxes[None]],
-                [ranks[None]],
-                [image_size],
-                self.nms_thresh,
-                len(scores),
-                self.post_nms_topk[self.training],
-                self.min_box_size,
-                self.training,
-            )
+            proposal = self._suppress(boxes, ranks, image_size)
             proposal.objectness_logits = scores[-proposal.objectness_logits.long()]
             proposals.append(proposal)
         return proposals
+
+    def _suppress(self, boxes: Tensor, ranks: Tensor, image_size: tuple[int, int]) -> Instances:
+        """Clips and suppresses boxes (K, 4), the best first, and keeps as many as are asked for."""
+        wanted = self.post_nms_topk[self.training]
+        # What is kept of the best few is kept of all, and the time of suppression grows with the
+        # square: so a CPU begins with a part. A training looks for infinite values in all.
+        some = len(boxes) if self.training or few_steps(boxes.device) else _FIRST * wanted
+        while True:
+            (proposal,) = find_top_rpn_proposals(
+                [boxes[None, :some]],
+                [ranks[None, :some]],
+                [image_size],
+                self.nms_thresh,
+                some,
+                wanted,
+                self.min_box_size,
+                self.training,
+            )
+            if some >= len(boxes) or len(proposal) == wanted:
+                return proposal
+            some *= 2
