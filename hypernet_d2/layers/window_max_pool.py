@@ -80,33 +80,16 @@ class Series(NamedTuple):
 
     line: int  # the first of them
     first: int  # the cell at which its bin starts
-    covered: int  # cells of a bin
+    last: int  # the cell at which the last `reach` cells of its bin start
     stride: int  # cells from bin to bin
     count: int
 
     def part(self, lines: slice) -> "Series":
         """Returns what of it is among some lines, with a count below 1 where nothing is."""
         line = max(self.line, lines.start)
-        first = self.first + (line - self.line) * self.stride
+        skipped = (line - self.line) * self.stride
         count = min(self.line + self.count, lines.stop) - line
-        return self._replace(line=line, first=first, count=count)
-
-    @property
-    def lines(self) -> slice:
-        return slice(self.line, self.line + self.count)
-
-    def maxima(self, x: Tensor, reach: int = 1, out: Tensor | None = None) -> Tensor:
-        """Returns (count, ...) of x (L, ...), which are maxima over `reach` cells already."""
-        last = self.first + self.covered - reach
-        length = self.count * self.stride
-        starts = [*range(self.first, last, reach), last]
-        start, *others = (x[cell : cell + length : self.stride] for cell in starts)
-        if not others:
-            return start if out is None else out.copy_(start)
-        out = torch.maximum(start, others[0], out=out)
-        for other in others[1:]:
-            torch.maximum(out, other, out=out)
-        return out
+        return Series(line, self.first + skipped, self.last + skipped, self.stride, count)
 
 
 class Bins:
@@ -148,42 +131,57 @@ class Bins:
                 continue
             cells = self.cells[alike]
             least, most = int(cells.min()), int(cells.max())
-            series = Series(self.size, least, int(covered), stride, (most - least) // stride + 1)
+            last, count = least + int(covered) - self.reach, (most - least) // stride + 1
+            series = Series(self.size, least, last, stride, count)
             self.lines[alike] = series.line + (cells - least) // stride
             self.series.append(series)
             self.size += series.count
-        first = np.concatenate([s.first + np.arange(s.count) * stride for s in self.series])
-        last = first + np.concatenate([[s.covered - self.reach] * s.count for s in self.series])
-        self.index = torch.tensor(np.stack([first, last]), device=device)  # of the two ranges
+        first, last = (
+            np.concatenate([start + np.arange(s.count) * stride for s, start in starts])
+            for starts in ([(s, s.first) for s in self.series], [(s, s.last) for s in self.series])
+        )
+        self.ranges = torch.tensor(np.stack([first, last]), device=device)  # where the two start
 
 
-def pick_bins(x: Tensor, bins: Bins, dim: int) -> Tensor:
+def pick_bins(x: Tensor, bins: Bins, dim: int, some: slice | None = None) -> Tensor:
     """Returns the maxima over bins, by one operation for each series.
 
     Args:
         x: maxima over `bins.reach` cells along `dim`, as far as bins on the map reach.
+        some: of the lines, all by default.
 
     Returns:
         x with the lines in place of `dim`.
     """
-    maxima = x.new_empty(*x.shape[:dim], bins.size, *x.shape[dim + 1 :])
+    some = some or slice(0, bins.size)
+    maxima = x.new_empty(*x.shape[:dim], some.stop - some.start, *x.shape[dim + 1 :])
+    cells, lines = x.movedim(dim, 0), maxima.movedim(dim, 0)
     for series in bins.series:
-        out = maxima.movedim(dim, 0)[series.lines]
-        series.maxima(x.movedim(dim, 0), bins.reach, out=out)
+        line, first, last, stride, count = series.part(some)
+        if count > 0:
+            torch.maximum(
+                cells[first : first + count * stride : stride],
+                cells[last : last + count * stride : stride],
+                out=lines[line - some.start : line - some.start + count],
+            )
     return maxima
 
 
 def gather_bins(x: Tensor, bins: Bins, dim: int) -> Tensor:
     """Returns what `pick_bins` does, by two gathers."""
-    return torch.maximum(*(x.index_select(dim, cells) for cells in bins.index))
+    return torch.maximum(*(x.index_select(dim, cells) for cells in bins.ranges))
 
 
-def _sums(table: Tensor, index: Tensor) -> Tensor:
-    """Sums picked rows: (M, D) and (B, t) whole numbers -> (B, D)."""
+def _sums(table: Tensor, index: Tensor, offsets: Tensor) -> Tensor:
+    """Sums picked rows: (M, D) and (B, t) whole numbers -> (B, D).
+
+    Args:
+        offsets: multiples of t, B or more.
+    """
     if torch.compiler.is_compiling():
         # Exporters make a loop over the bags of the other.
         return table.index_select(0, index.flatten()).unflatten(0, index.shape).sum(1)
-    return F.embedding_bag(index, table, mode="sum")
+    return F.embedding_bag(index.flatten(), table, offsets[: len(index)], mode="sum")
 
 
 def _with_taps(cells: NDArray, exists: NDArray, taps: int) -> NDArray:
@@ -285,6 +283,7 @@ class MaxPooledWindows:
         # By reach, so that maxima over the least of the shapes to come serve them all.
         order = sorted(apart, key=lambda i: [bins.reach for bins in apart[i]])
         self._apart = [(self._apart_shape(i, *apart[i]), *apart[i]) for i in order]
+        self._offsets = self._bag_offsets()
 
     def _in_bands(self, axes: dict[int, tuple[Bins, Bins]], least: int) -> _Bands:
         """Returns bands of `least` lines, or of as many as the tallest windows need."""
@@ -302,7 +301,8 @@ class MaxPooledWindows:
             ]
             of_extent = np.searchsorted(columns.extents, columns.covered)
             shape = self._shape(i, (rows, columns), lines, of_extent, columns.cells, width)
-            last = np.where(rows.exists, rows.cells, 0).max(axis=1)
+            # At the border the last bin on the map can be above that of the row of windows before.
+            last = np.maximum.accumulate(np.where(rows.exists, rows.cells, 0).max(axis=1))
             ends = np.searchsorted(last, [some.stop for some in bands])
             split = [shape.rows[0][first:end] for first, end in pairwise([0, *ends])]
             shapes.append(shape._replace(rows=split))
@@ -353,6 +353,16 @@ class MaxPooledWindows:
             )
         return _Shape(index, [lines], entries, groups)
 
+    def _bag_offsets(self) -> Tensor:
+        shapes = [shape for bands in self._bands.values() for shape in bands.shapes]
+        shapes += [shape for shape, _, _ in self._apart]
+        bags = max(
+            len(rows) * max(rows.shape[1], shape.entries.shape[0] * shape.entries.shape[1])
+            for shape in shapes
+            for rows in shape.rows
+        )
+        return torch.arange(bags, dtype=torch.int32, device=self._device) * self._taps
+
     @staticmethod
     def taps(weight: Tensor) -> Tensor:
         """(O, C, t, t) -> (t * t * O, C), the 1x1 products as the maps hold them."""
@@ -366,9 +376,11 @@ class MaxPooledWindows:
             taps: of `taps`; None where no convolution follows.
         """
         height, width = self._size
-        # Cells beyond the border lose every maximum.
         below, right = self._margins
-        cells = F.pad(image.permute(1, 2, 0), (0, 0, 0, right, 0, below), value=-torch.inf)
+        cells = image.new_empty(height + below, width + right, image.shape[0])
+        cells[:height, :width] = image.permute(1, 2, 0)
+        # Cells beyond the border lose every maximum.
+        cells[height:] = cells[:, width:] = -torch.inf
         channels = image.shape[0] if taps is None else taps.shape[0] // self._taps**2
 
         bands = self._bands[few_steps(cells.device)]
@@ -384,14 +396,14 @@ class MaxPooledWindows:
         del table, maps
 
         bin_maxima = gather_bins if few_steps(cells.device) else pick_bins
-        reach = [1, 1]
+        reach = (1, 1)
         for i, (shape, rows, columns) in enumerate(self._apart):
+            least = rows.reach, min(others.reach for _, _, others in self._apart[i:])
             for dim in (0, 1):
-                least = min(axes[dim].reach for _, *axes in self._apart[i:])
-                _extend_reach(cells, least, dim, reach[dim])
-                reach[dim] = least
+                _extend_reach(cells, least[dim], dim, reach[dim])
+            reach = least
             table, maps = self._table(cells, 1, rows.size, columns.size, channels)
-            for lines, strip in _row_maxima(cells, rows, reach[0]):
+            for lines, strip in _row_maxima(cells, rows):
                 strip = bin_maxima(sliding_max(strip, columns.reach, 1, reach[1]), columns, 1)
                 maps[0, lines] = self._project(strip, taps)
             steps = partial(self._steps, table, shape.rows[0], shape.entries, channels)
@@ -425,8 +437,8 @@ class MaxPooledWindows:
         first = torch.arange(step, dtype=torch.int32, device=table.device) * (block // channels)
         entries = entries + first[:, None, None, None]
         for some in rows.split(step):
-            second = _sums(table, some.flatten(0, 1)).view(-1, channels)
-            features = _sums(second, entries[: len(some)].view(-1, taps))
+            second = _sums(table, some.flatten(0, 1), self._offsets).view(-1, channels)
+            features = _sums(second, entries[: len(some)].view(-1, taps), self._offsets)
             yield features.view(len(some), entries.shape[1], -1)
 
 
@@ -489,24 +501,13 @@ def _extend_reach(x: Tensor, extent: int, dim: int, reach: int) -> None:
         strip.narrow(dim, 0, maxima.shape[dim]).copy_(maxima)
 
 
-def _row_maxima(cells: Tensor, rows: Bins, reach: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yields some lines of (H, W, C), the maxima over the bins along y, and which these are.
-
-    Cells are maxima over `reach` along y already, at most `rows.reach`.
-    """
+def _row_maxima(cells: Tensor, rows: Bins) -> Iterator[tuple[slice, Tensor]]:
+    """Yields some lines of (H, W, C), the maxima over the bins along y, and which these are."""
     if few_steps(cells.device):
-        cells = sliding_max(cells, rows.reach, 0, reach)
         yield slice(0, rows.size), gather_bins(cells, rows, 0)
         return
-    # Maxima over `rows.reach` would be a second map of full size, which takes fresh pages.
     for lines in _strips(rows.size, cells[0].numel(), cells.device):
-        maxima = cells.new_empty(lines.stop - lines.start, *cells.shape[1:])
-        for series in rows.series:
-            part = series.part(lines)
-            if part.count > 0:
-                first = part.line - lines.start
-                part.maxima(cells, reach, out=maxima[first : first + part.count])
-        yield lines, maxima
+        yield lines, pick_bins(cells, rows, 0, lines)
 
 
 def _strips(count: int, values: int, device: torch.device) -> Iterator[slice]:

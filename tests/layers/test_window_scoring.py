@@ -1,5 +1,7 @@
 """The dense path against the plain one, which pools each box with torchvision."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -91,15 +93,16 @@ strides = st.tuples(st.integers(1, 7), st.integers(1, 7))
     map_size=st.tuples(st.integers(1, 18), st.integers(1, 18)),
     bins=st.sampled_from([1, 2, 3, 7, 13]),
     images=st.integers(1, 2),
+    band=st.sampled_from([1, 4, 24]),
     seed=st.integers(0, 9),
 )
 def test_dense_equals_per_box(
-    variant, shapes_and_strides, feature_stride, map_size, bins, images, seed
+    variant, shapes_and_strides, feature_stride, map_size, bins, images, band, seed
 ):
     grid = WindowGrid(*zip(*shapes_and_strides, strict=True), feature_stride)
     scorer = make_scorer(grid, 2, seed, pooler_resolution=bins, **VARIANTS[variant]).double()
     x = torch.randn(images, 2, *map_size, dtype=torch.float64)
-    with torch.no_grad():
+    with torch.no_grad(), mock.patch.object(window_max_pool, "_BAND", band):
         assert_close(scorer(x), per_box(scorer, x), 1e-9)
 
 
@@ -133,7 +136,8 @@ def test_both_ways_of_reading_max_pooled_bins_are_taken_and_agree():
     scorer = make_scorer(grid)
     x = torch.randn(1, 3, 19, 19)
     reader = scorer._reader((19, 19), x.device, x.dtype)
-    assert [s.index for s in reader._shared] == [0] and [s.index for s in reader._apart] == [1]
+    assert [shape.index for shape in reader._bands[False].shapes] == [0]
+    assert [shape.index for shape, _, _ in reader._apart] == [1]
     logits, _ = scorer(x)
     (ny, nx), few = grid.counts((19, 19))
     many = logits[0, : ny * nx].view(ny, nx)[::9, ::9]
@@ -333,6 +337,23 @@ def test_both_maxima_over_bins_are_those_of_the_cells(extent, dim):
     so_far = so_far.narrow(1 - dim, 0, 60)
     for maxima in (pick_bins, gather_bins):
         assert torch.equal(maxima(so_far, bins, dim).movedim(dim, 0), expected)
+    some = slice(bins.size // 3, bins.size - 2)
+    assert torch.equal(pick_bins(so_far, bins, dim, some).movedim(dim, 0), expected[some])
+
+
+def test_bins_that_read_the_same_cells_are_computed_once():
+    """Of 13 bins over two cells seven differ, with those beside them; over twelve all do."""
+    scorer = make_scorer(WindowGrid([(2, 12)], [(1, 2)], 4), pooler_resolution=13)
+    x = torch.randn(1, 3, 20, 40)
+    reader = scorer._reader((20, 40), x.device, x.dtype)
+    with torch.no_grad():
+        sizes = {
+            features.shape[-1]
+            for shape in reader.shapes(x[0], reader.taps(scorer.conv.weight))
+            for features in shape.steps(1)
+        }
+        assert sizes == {7 * 13 * 4}
+        assert_close(scorer(x), per_box(scorer, x))
 
 
 @pytest.mark.parametrize(
