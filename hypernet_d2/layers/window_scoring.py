@@ -16,6 +16,7 @@ positions of a window shape.
 
 import warnings
 from collections import OrderedDict
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from torchvision.ops import roi_align, roi_pool
 
 from .window_align import AlignedWindows
 from .window_max_pool import MaxPooledWindows
-from .window_steps import PooledShape
+from .window_steps import PooledShape, few_steps
 from .windows import WindowGrid, remember, whole_size
 
 __all__ = ["WindowScorer"]
@@ -186,7 +187,10 @@ class WindowScorer(nn.Module):
             if self.conv_before_pooling:
                 bias = self.conv.bias.to(dtype)
                 x = self._activate(F.conv2d(x, self.conv.weight.to(dtype), bias, padding=1))
-            scores = torch.stack([self._score_image(image, reader, weights) for image in x])
+            # Of many small operations, bookkeeping for gradients is a part that is felt.
+            with nullcontext() if few_steps(x.device) else torch.inference_mode():
+                scores = [self._score_image(image, reader, weights) for image in x]
+            scores = torch.stack(scores)
         return scores[:, :, 0], scores[:, :, 1:]
 
     def _reader(
