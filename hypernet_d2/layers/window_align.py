@@ -15,6 +15,7 @@ it goes before pooling), K cells that a window may touch along an axis.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -119,6 +120,7 @@ class AlignedWindows:
     # A window's features are (P, O, P), rows first; windows come column by column.
     feature_order = ("y", "channel", "x")
     by_column = True
+    groups: ClassVar[dict] = {}  # all bins differ
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ these sums have in a few columns. Both are sums of picked rows of a table, an em
 
 Legend: C channels, (H, W) map, n or (ny, nx) positions of a window shape, P bins along an axis, O
 channels of the convolution, t its taps along an axis (3, or 1 where it goes before pooling), k
-different extents of a shape's bins along x.
+different extents of a shape's bins along x, Dy and Dx bins of a shape that read different cells.
 """
 
 from collections import Counter
@@ -40,7 +40,7 @@ from .windows import WindowGrid
 
 __all__ = ["MaxPooledWindows", "Bins", "gather_bins", "max_pool_bins", "pick_bins", "sliding_max"]
 
-# Lines of a CPU's bands, as measured: fewer make many small steps, more leave the cache.
+# Lines of a CPU's bands: more leave the cache, as measured, and fewer make many small steps.
 _BAND = 24
 
 Pair = tuple[int, int]  # extents (kh, kw) of a bin in cells
@@ -136,11 +136,12 @@ class Bins:
             self.lines[alike] = series.line + (cells - least) // stride
             self.series.append(series)
             self.size += series.count
-        first, last = (
-            np.concatenate([start + np.arange(s.count) * stride for s, start in starts])
-            for starts in ([(s, s.first) for s in self.series], [(s, s.last) for s in self.series])
-        )
-        self.ranges = torch.tensor(np.stack([first, last]), device=device)  # where the two start
+        starts = [
+            np.add.outer((some.first, some.last), np.arange(some.count) * stride)
+            for some in self.series
+        ]
+        # (2, size), where the two ranges of each line start.
+        self.ranges = torch.tensor(np.concatenate(starts, axis=1), device=device)
 
 
 def pick_bins(x: Tensor, bins: Bins, dim: int, some: slice | None = None) -> Tensor:
@@ -167,21 +168,17 @@ def pick_bins(x: Tensor, bins: Bins, dim: int, some: slice | None = None) -> Ten
     return maxima
 
 
-def gather_bins(x: Tensor, bins: Bins, dim: int) -> Tensor:
+def gather_bins(x: Tensor, bins: Bins, dim: int, some: slice = slice(None)) -> Tensor:
     """Returns what `pick_bins` does, by two gathers."""
-    return torch.maximum(*(x.index_select(dim, cells) for cells in bins.ranges))
+    return torch.maximum(*(x.index_select(dim, cells) for cells in bins.ranges[:, some]))
 
 
-def _sums(table: Tensor, index: Tensor, offsets: Tensor) -> Tensor:
-    """Sums picked rows: (M, D) and (B, t) whole numbers -> (B, D).
-
-    Args:
-        offsets: multiples of t, B or more.
-    """
+def _sums(table: Tensor, index: Tensor) -> Tensor:
+    """Sums picked rows: (M, D) and (B, t) whole numbers -> (B, D)."""
     if torch.compiler.is_compiling():
         # Exporters make a loop over the bags of the other.
         return table.index_select(0, index.flatten()).unflatten(0, index.shape).sum(1)
-    return F.embedding_bag(index.flatten(), table, offsets[: len(index)], mode="sum")
+    return F.embedding_bag(index, table, mode="sum")
 
 
 def _with_taps(cells: NDArray, exists: NDArray, taps: int) -> NDArray:
@@ -205,9 +202,10 @@ def _different(taken: NDArray) -> tuple[NDArray, NDArray]:
     Returns:
         (D,) those bins, and as a (D, P) matrix which bins read what each of them does.
     """
-    _, first, group = np.unique(taken, axis=1, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    return first[order], order[:, None] == group.reshape(-1)
+    keys = [taken[:, i].tobytes() for i in range(taken.shape[1])]
+    different = list(dict.fromkeys(keys))
+    kept = [keys.index(key) for key in different]
+    return np.array(kept), np.array([[key == other for other in keys] for key in different])
 
 
 class _Shape(NamedTuple):
@@ -221,8 +219,14 @@ class _Shape(NamedTuple):
 
     index: int  # of the shape in the grid
     rows: list[Tensor]  # of (ny, 1 + k * Dy, t) rows of the table, those to read at a time
-    entries: Tensor  # (nx, Dy * Dx, t) entries of a block
-    groups: tuple[Tensor, Tensor] | None  # as in PooledShape
+    columns: Tensor  # (nx, Dx, t) entries of a block, of the first bin along y
+    height: int  # Dy
+
+    def entries(self, row: int) -> Tensor:
+        """Returns (nx, Dy * Dx, t) entries of a block whose rows have so many."""
+        below = torch.arange(self.height, dtype=torch.int32, device=self.columns.device) * row
+        first = self.columns[:, None]
+        return (first + below[:, None, None] * (first > 0)).flatten(1, 2).contiguous()
 
 
 class _Bands(NamedTuple):
@@ -246,7 +250,7 @@ class MaxPooledWindows:
     different bins of all windows make up a small map of their own.
     """
 
-    # A window's features are (P, P, O), rows first; windows come row by row.
+    # A window's features are (P, P, O), rows first, or (Dy, Dx, O); windows come row by row.
     feature_order = ("y", "x", "channel")
     by_column = False
 
@@ -277,13 +281,18 @@ class MaxPooledWindows:
         # Cells beyond the border that a bin may cover.
         self._margins = [max(int(s[i].extents[-1]) for s in shapes) - 1 for i in (0, 1)]
         shared = _worth_sharing(shapes, map_size)
-        heights = {True: map_size[0], False: _BAND}
+        heights = {True: map_size[0]}
+        if device.type == "cpu":
+            heights[False] = _BAND
+        # Of shapes some of whose bins read the same cells in every window, as where the bins are
+        # more than the cells: matrices (Dy, P) and (Dx, P) of ones and zeros. Their features are
+        # of D bins, each of which stands for the bins of its row.
+        self.groups: dict[int, tuple[Tensor, Tensor]] = {}
         self._bands = {few: self._in_bands(shared, heights[few]) for few in heights}
         apart = {i: bins for i, bins in enumerate(shapes) if i not in shared}
         # By reach, so that maxima over the least of the shapes to come serve them all.
         order = sorted(apart, key=lambda i: [bins.reach for bins in apart[i]])
         self._apart = [(self._apart_shape(i, *apart[i]), *apart[i]) for i in order]
-        self._offsets = self._bag_offsets()
 
     def _in_bands(self, axes: dict[int, tuple[Bins, Bins]], least: int) -> _Bands:
         """Returns bands of `least` lines, or of as many as the tallest windows need."""
@@ -334,34 +343,19 @@ class MaxPooledWindows:
         lines = [_with_taps(1 + some, rows.exists, self._taps) for some in lines]
         kept_y, group_y = _different(np.concatenate(lines))
         lines = [np.zeros_like(lines[0][:, :1]), *(some[:, kept_y] for some in lines)]
-        # Of the first bin along y, and then of all.
         entries = (1 + of_extent * len(kept_y)) * width + cells
         entries = _with_taps(entries, columns.exists, self._taps)
         kept_x, group_x = _different(entries)
-        entries = entries[:, None, kept_x]
-        below = np.arange(len(kept_y))[:, None, None] * width * self._taps
-        entries = (entries + below * (entries > 0)).reshape(len(cells), -1, self._taps)
-        lines, entries = (
-            torch.tensor(np.ascontiguousarray(some), dtype=torch.int32, device=self._device)
-            for some in (np.concatenate(lines, axis=1), entries)
-        )
-        groups = None
-        if len(group_y) * len(group_x) < rows.cells.shape[1] * columns.cells.shape[1]:
-            groups = tuple(
+        if len(kept_y) * len(kept_x) < rows.cells.shape[1] * columns.cells.shape[1]:
+            self.groups[index] = tuple(
                 torch.tensor(some, dtype=self._dtype, device=self._device)
                 for some in (group_y, group_x)
             )
-        return _Shape(index, [lines], entries, groups)
-
-    def _bag_offsets(self) -> Tensor:
-        shapes = [shape for bands in self._bands.values() for shape in bands.shapes]
-        shapes += [shape for shape, _, _ in self._apart]
-        bags = max(
-            len(rows) * max(rows.shape[1], shape.entries.shape[0] * shape.entries.shape[1])
-            for shape in shapes
-            for rows in shape.rows
+        lines, entries = (
+            torch.tensor(some, dtype=torch.int32, device=self._device)
+            for some in (np.concatenate(lines, axis=1), entries[:, kept_x])
         )
-        return torch.arange(bags, dtype=torch.int32, device=self._device) * self._taps
+        return _Shape(index, [lines], entries, len(kept_y))
 
     @staticmethod
     def taps(weight: Tensor) -> Tensor:
@@ -385,15 +379,16 @@ class MaxPooledWindows:
 
         bands = self._bands[few_steps(cells.device)]
         table, maps = self._table(cells, len(bands.maps), bands.kept, width, channels)
+        entries = [shape.entries(table.shape[1] // channels) for shape in bands.shapes]
         for i, lines in enumerate(bands.lines):
             into = slice(lines.start % bands.kept, lines.start % bands.kept + len(lines))
             for index, maxima in _map_maxima(cells[lines.start :], len(lines), width, bands.maps):
                 maps[index, into] = self._project(maxima, taps)[:, :, :width]
-            for shape in bands.shapes:
+            for shape, of_block in zip(bands.shapes, entries, strict=True):
                 if len(shape.rows[i]):
-                    steps = partial(self._steps, table, shape.rows[i], shape.entries, channels)
-                    yield PooledShape(shape.index, steps, shape.groups)
-        del table, maps
+                    steps = partial(self._steps, table, shape.rows[i], of_block, channels)
+                    yield PooledShape(shape.index, steps)
+        del table, maps, entries
 
         bin_maxima = gather_bins if few_steps(cells.device) else pick_bins
         reach = (1, 1)
@@ -403,11 +398,13 @@ class MaxPooledWindows:
                 _extend_reach(cells, least[dim], dim, reach[dim])
             reach = least
             table, maps = self._table(cells, 1, rows.size, columns.size, channels)
-            for lines, strip in _row_maxima(cells, rows):
+            for lines in _strips(rows.size, cells[0].numel(), cells.device):
+                strip = bin_maxima(cells, rows, 0, lines)
                 strip = bin_maxima(sliding_max(strip, columns.reach, 1, reach[1]), columns, 1)
                 maps[0, lines] = self._project(strip, taps)
-            steps = partial(self._steps, table, shape.rows[0], shape.entries, channels)
-            yield PooledShape(shape.index, steps, shape.groups)
+            of_block = shape.entries(table.shape[1] // channels)
+            steps = partial(self._steps, table, shape.rows[0], of_block, channels)
+            yield PooledShape(shape.index, steps)
 
     def _table(
         self, like: Tensor, slots: int, height: int, width: int, channels: int
@@ -428,7 +425,7 @@ class MaxPooledWindows:
     def _steps(
         self, table: Tensor, rows: Tensor, entries: Tensor, channels: int, values: int
     ) -> Iterator[Tensor]:
-        """Yields (some of ny, nx, P * P * O)."""
+        """Yields (some of ny, nx, Dy * Dx * O)."""
         ny, lines, taps = rows.shape
         block = lines * table.shape[1]
         step = min(
@@ -437,8 +434,8 @@ class MaxPooledWindows:
         first = torch.arange(step, dtype=torch.int32, device=table.device) * (block // channels)
         entries = entries + first[:, None, None, None]
         for some in rows.split(step):
-            second = _sums(table, some.flatten(0, 1), self._offsets).view(-1, channels)
-            features = _sums(second, entries[: len(some)].view(-1, taps), self._offsets)
+            second = _sums(table, some.flatten(0, 1)).view(-1, channels)
+            features = _sums(second, entries[: len(some)].view(-1, taps))
             yield features.view(len(some), entries.shape[1], -1)
 
 
@@ -499,15 +496,6 @@ def _extend_reach(x: Tensor, extent: int, dim: int, reach: int) -> None:
         strip = x.narrow(1 - dim, some.start, some.stop - some.start)
         maxima = sliding_max(strip, extent, dim, reach)
         strip.narrow(dim, 0, maxima.shape[dim]).copy_(maxima)
-
-
-def _row_maxima(cells: Tensor, rows: Bins) -> Iterator[tuple[slice, Tensor]]:
-    """Yields some lines of (H, W, C), the maxima over the bins along y, and which these are."""
-    if few_steps(cells.device):
-        yield slice(0, rows.size), gather_bins(cells, rows, 0)
-        return
-    for lines in _strips(rows.size, cells[0].numel(), cells.device):
-        yield lines, pick_bins(cells, rows, 0, lines)
 
 
 def _strips(count: int, values: int, device: torch.device) -> Iterator[slice]:

@@ -40,7 +40,7 @@ class _Weights(NamedTuple):
 
     taps: Tensor | None  # as the reader takes them
     least: Tensor | None  # (P * P * O,) lower bounds of the features, where a ReLU follows
-    fc: Tensor  # (P * P * O, hidden), in the order in which features arise
+    fc: list[Tensor]  # of each shape (features, hidden), in the order in which features arise
     fc_bias: Tensor
     predictor: Tensor  # (hidden, 5), objectness and deltas
     predictor_bias: Tensor
@@ -220,44 +220,41 @@ class WindowScorer(nn.Module):
             fc_bias = fc_bias + conv_bias @ fc
             if self.conv_relu:
                 least = -conv_bias.to(dtype)
+        fc = fc.to(dtype).contiguous()
         siblings = (self.objectness, self.deltas)
         return _Weights(
             taps=taps,
             least=least,
-            fc=fc.to(dtype).contiguous(),
+            fc=[self._grouped(fc, reader.groups.get(i)) for i in range(self.grid.num_shapes)],
             fc_bias=fc_bias.to(dtype),
             predictor=torch.cat([layer.weight for layer in siblings]).to(dtype).t(),
             predictor_bias=torch.cat([layer.bias for layer in siblings]).to(dtype),
         )
 
-    def _score_image(self, image: Tensor, reader: Reader, weights: _Weights) -> Tensor:
-        """(C, H, W) -> (R, 5), objectness and deltas."""
-        scores: dict[int, list[Tensor]] = {}
-        fc: dict[int, Tensor] = {}
-        for shape in reader.shapes(image, weights.taps):
-            if shape.index not in fc:
-                fc[shape.index] = self._grouped_fc(weights.fc, shape.groups)
-            of_shape = weights._replace(fc=fc[shape.index])
-            score = self._score_shape(shape, of_shape, reader.by_column)
-            scores.setdefault(shape.index, []).append(score)
-        return torch.cat([score for index in range(len(scores)) for score in scores[index]])
-
-    def _grouped_fc(self, fc: Tensor, groups: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Adds up the weights of equal features."""
+    def _grouped(self, fc: Tensor, groups: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Adds up the weights of features that are the same."""
         if groups is None:
             return fc
         y, x = groups
         fc = (y @ fc.view(self.pooler_resolution, -1)).view(len(y), self.pooler_resolution, -1)
         return (x @ fc).view(-1, self.fc.out_features)
 
+    def _score_image(self, image: Tensor, reader: Reader, weights: _Weights) -> Tensor:
+        """(C, H, W) -> (R, 5), objectness and deltas."""
+        scores: dict[int, list[Tensor]] = {}
+        for shape in reader.shapes(image, weights.taps):
+            score = self._score_shape(shape, weights, reader.by_column)
+            scores.setdefault(shape.index, []).append(score)
+        return torch.cat([score for index in range(len(scores)) for score in scores[index]])
+
     def _score_shape(self, shape: PooledShape, weights: _Weights, by_column: bool) -> Tensor:
         """Returns (ny * nx, 5), some rows of windows at a time."""
-        scores = []
-        for features in shape.steps(sum(weights.fc.shape)):
+        scores, fc = [], weights.fc[shape.index]
+        for features in shape.steps(sum(fc.shape)):
             size, features = features.shape[:2], features.flatten(0, 1)
             if weights.least is not None:
                 features.clamp_min_(weights.least[: features.shape[1]])
-            hidden = torch.addmm(weights.fc_bias, features, weights.fc).relu_()
+            hidden = torch.addmm(weights.fc_bias, features, fc).relu_()
             score = torch.addmm(weights.predictor_bias, hidden, weights.predictor)
             score = score.view(*size, 5)
             scores.append(score.transpose(0, 1) if by_column else score)

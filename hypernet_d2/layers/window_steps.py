@@ -51,10 +51,6 @@ class PooledShape(NamedTuple):
     # Takes the values a window that the caller works on, and yields the features of some rows of
     # windows at a time: (rows, nx, F), or (nx, rows, F) where the reader says so.
     steps: Callable[[int], Iterator[Tensor]]
-    # Where some of the P bins along an axis are the same for all windows, as in windows of fewer
-    # cells than bins: matrices (D, P) of ones and zeros for y and x. Features are then of D bins,
-    # and each stands for the bins of its row.
-    groups: tuple[Tensor, Tensor] | None = None
 
 
 def few_steps(device: torch.device) -> bool:
