@@ -14,7 +14,6 @@ it goes before pooling), K cells that a window may touch along an axis.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from .window_steps import PooledShape, WindowAxis, kernel_dtype, rows_at_a_time, window_axes
+from .window_steps import WindowAxis, kernel_dtype, rows_at_a_time, window_axes
 from .windows import WindowGrid
 
 __all__ = ["AlignedWindows", "align_weights", "with_taps"]
@@ -120,7 +119,7 @@ class AlignedWindows:
     # A window's features are (P, O, P), rows first; windows come column by column.
     feature_order = ("y", "channel", "x")
     by_column = True
-    groups: ClassVar[dict] = {}  # all bins differ
+    equal_bins: ClassVar[dict] = {}  # all of them differ
 
     def __init__(
         self,
@@ -160,16 +159,22 @@ class AlignedWindows:
         """(O, C, t, t) -> (C, t * O * t), the 1x1 products as the map holds them."""
         return weight.permute(1, 2, 0, 3).flatten(1)
 
-    def shapes(self, image: Tensor, taps: Tensor | None) -> Iterator[PooledShape]:
-        """Yields the window shapes.
+    def read(self, image: Tensor, taps: Tensor | None, values: int) -> Iterator[tuple[int, Tensor]]:
+        """Yields the features of some rows of windows at a time, of one shape each.
 
         Args:
             image: (C, H, W).
             taps: of `taps`; None where no convolution follows.
+            values: of a window that the caller works on, besides its features.
+
+        Yields:
+            the index of a shape in the grid, and the features of the next of its rows,
+            (nx, rows, F).
         """
         cells = self._projected(image, taps)
         for index, (rows, columns) in enumerate(self._axes):
-            yield PooledShape(index, partial(_steps, cells, rows, columns))
+            for features in _windows(cells, rows, columns, values):
+                yield index, features
 
     def _projected(self, image: Tensor, taps: Tensor | None) -> Tensor:
         """(C, H, W) -> (H', t, O, W', t); its margins are 0."""
@@ -185,12 +190,12 @@ class AlignedWindows:
         return F.pad(cells, (0, 0, 1, right, 0, 0, 0, 0, 1, below))
 
 
-def _steps(cells: Tensor, rows: _Axis, columns: _Axis, values: int) -> Iterator[Tensor]:
+def _windows(cells: Tensor, rows: _Axis, columns: _Axis, values: int) -> Iterator[Tensor]:
     """Yields (nx, some of ny, P * O * P) of the map (H', t, O, W', t)."""
     _, taps, channels, width, _ = cells.shape
     bins = rows.weights.shape[1]
     slabs = rows.windows(cells.flatten(2).flatten(0, 1), 0)  # (n or more, O * W' * t, K * t)
-    row_values = bins * channels * width * taps + columns.count * values
+    row_values = bins * channels * width * taps + columns.count * (bins**2 * channels + values)
     step = rows_at_a_time(cells.device, row_values)
     for first in range(0, rows.count, step):
         some = slice(first, min(first + step, rows.count))

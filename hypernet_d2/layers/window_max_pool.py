@@ -16,9 +16,7 @@ channels of the convolution, t its taps along an axis (3, or 1 where it goes bef
 different extents of a shape's bins along x, Dy and Dx bins of a shape that read different cells.
 """
 
-from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
@@ -29,7 +27,6 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from .window_steps import (
-    PooledShape,
     WindowAxis,
     few_steps,
     kernel_dtype,
@@ -173,12 +170,16 @@ def gather_bins(x: Tensor, bins: Bins, dim: int, some: slice = slice(None)) -> T
     return torch.maximum(*(x.index_select(dim, cells) for cells in bins.ranges[:, some]))
 
 
-def _sums(table: Tensor, index: Tensor) -> Tensor:
-    """Sums picked rows: (M, D) and (B, t) whole numbers -> (B, D)."""
+def _sums(table: Tensor, index: Tensor, offsets: Tensor) -> Tensor:
+    """Sums picked rows: (M, D) and (B, t) whole numbers -> (B, D).
+
+    Args:
+        offsets: multiples of t, B or more.
+    """
     if torch.compiler.is_compiling():
         # Exporters make a loop over the bags of the other.
         return table.index_select(0, index.flatten()).unflatten(0, index.shape).sum(1)
-    return F.embedding_bag(index, table, mode="sum")
+    return F.embedding_bag(index.flatten(), table, offsets[: len(index)], mode="sum")
 
 
 def _with_taps(cells: NDArray, exists: NDArray, taps: int) -> NDArray:
@@ -211,10 +212,9 @@ def _different(taken: NDArray) -> tuple[NDArray, NDArray]:
 class _Shape(NamedTuple):
     """How the windows of one shape are read.
 
-    A table has t rows for each line: first a line of zeros, then the lines of its maps, one map
-    after the other. The second table has a block for each row of windows: first a row of zeros,
-    then one for each extent along x and bin along y. Its rows are seen as entries of O channels,
-    t for each cell.
+    A table has t rows for each line of its maps, after a line of zeros. The second table has a
+    block for each row of windows: first a row of zeros, then one for each extent along x and bin
+    along y. Its rows are seen as entries of O channels, t for each cell.
     """
 
     index: int  # of the shape in the grid
@@ -222,23 +222,32 @@ class _Shape(NamedTuple):
     columns: Tensor  # (nx, Dx, t) entries of a block, of the first bin along y
     height: int  # Dy
 
-    def entries(self, row: int) -> Tensor:
-        """Returns (nx, Dy * Dx, t) entries of a block whose rows have so many."""
-        below = torch.arange(self.height, dtype=torch.int32, device=self.columns.device) * row
-        first = self.columns[:, None]
-        return (first + below[:, None, None] * (first > 0)).flatten(1, 2).contiguous()
+
+class _Reading(NamedTuple):
+    """What it takes, besides a table, to read the windows of a shape."""
+
+    step: int  # rows of windows at a time
+    entries: Tensor  # (step, nx, Dy * Dx, t) of the second table
+    offsets: Tensor  # multiples of t, as many as there are sums at a time
+
+
+class _Part(NamedTuple):
+    """The lines of a shared map that are made for a band."""
+
+    first: int  # line of the table
+    count: int
+    some: Tensor | None  # which of the band's these are, where windows do not read all of them
 
 
 class _Bands(NamedTuple):
     """How maps that shapes share are made: a few lines of all of them at a time.
 
-    The table keeps as many lines as the windows that are still to be read need, each in place of
-    one that is `kept` lines above.
+    Bands are in one of two halves of the table in turns, so that it has the lines of the last two.
     """
 
     maps: list[Pair]
-    lines: list[range]  # of each band
-    kept: int
+    parts: list[tuple[range, list[_Part]]]  # for each band its lines, and what of each map
+    size: int  # lines of the table
     shapes: list[_Shape]  # with the rows of windows that end in each band
 
 
@@ -274,52 +283,82 @@ class MaxPooledWindows:
         self._taps = taps
         self._device, self._dtype = device, dtype
         exact = kernel_dtype(dtype)
-        shapes = [
-            tuple(Bins(axis, bins, exact, device) for axis in axes)
-            for axes in window_axes(grid, map_size)
-        ]
+        shapes = {
+            i: tuple(Bins(axis, bins, exact, device) for axis in axes)
+            for i, axes in enumerate(window_axes(grid, map_size))
+        }
         # Cells beyond the border that a bin may cover.
-        self._margins = [max(int(s[i].extents[-1]) for s in shapes) - 1 for i in (0, 1)]
-        shared = _worth_sharing(shapes, map_size)
-        heights = {True: map_size[0]}
-        if device.type == "cpu":
-            heights[False] = _BAND
+        self._margins = [max(int(s[i].extents[-1]) for s in shapes.values()) - 1 for i in (0, 1)]
         # Of shapes some of whose bins read the same cells in every window, as where the bins are
         # more than the cells: matrices (Dy, P) and (Dx, P) of ones and zeros. Their features are
         # of D bins, each of which stands for the bins of its row.
-        self.groups: dict[int, tuple[Tensor, Tensor]] = {}
-        self._bands = {few: self._in_bands(shared, heights[few]) for few in heights}
-        apart = {i: bins for i, bins in enumerate(shapes) if i not in shared}
+        self.equal_bins: dict[int, tuple[Tensor, Tensor]] = {}
+        shared = _worth_sharing(shapes, map_size)
+        self._bands = {True: self._in_bands(shared, map_size[0])}
+        if device.type == "cpu":
+            self._bands[False] = self._in_bands(shared, _BAND)
+        apart = [i for i in shapes if i not in shared]
         # By reach, so that maxima over the least of the shapes to come serve them all.
-        order = sorted(apart, key=lambda i: [bins.reach for bins in apart[i]])
-        self._apart = [(self._apart_shape(i, *apart[i]), *apart[i]) for i in order]
+        apart.sort(key=lambda i: [some.reach for some in shapes[i]])
+        self._apart = [(self._with_own_map(i, *shapes[i]), *shapes[i]) for i in apart]
 
     def _in_bands(self, axes: dict[int, tuple[Bins, Bins]], least: int) -> _Bands:
         """Returns bands of `least` lines, or of as many as the tallest windows need."""
         height, width = self._size
-        maps = sorted({pair for bins in axes.values() for pair in _pairs(*bins)})
+        needed: dict[Pair, NDArray] = {}
+        for some in axes.values():
+            for pair, lines in _lines_read(*some, height).items():
+                needed[pair] = needed.get(pair, False) | lines
+        maps = sorted(needed)
         spans = [int(np.ptp(rows.cells, axis=1).max()) for rows, _ in axes.values()]
         band = max([least, *spans])
-        bands = [range(i, min(i + band, height)) for i in range(0, height, band)]
-        kept = min(2, len(bands)) * band
+        bands = [range(top, min(top + band, height)) for top in range(0, height, band)]
+        parts, places, size = self._parts(np.array([needed[pair] for pair in maps]), bands)
         shapes = []
         for i, (rows, columns) in axes.items():
+            cells = np.minimum(rows.cells, height - 1)
             lines = [
-                kept * np.array([maps.index((kh, kw)) for kh in rows.covered]) + rows.cells % kept
+                places[[maps.index((kh, kw)) for kh in rows.covered], cells]
                 for kw in columns.extents
             ]
             of_extent = np.searchsorted(columns.extents, columns.covered)
             shape = self._shape(i, (rows, columns), lines, of_extent, columns.cells, width)
             # At the border the last bin on the map can be above that of the row of windows before.
             last = np.maximum.accumulate(np.where(rows.exists, rows.cells, 0).max(axis=1))
-            ends = np.searchsorted(last, [some.stop for some in bands])
+            ends = np.searchsorted(last, [lines.stop for lines in bands])
             split = [shape.rows[0][first:end] for first, end in pairwise([0, *ends])]
             shapes.append(shape._replace(rows=split))
-        return _Bands(maps, bands, kept, shapes)
+        return _Bands(maps, list(zip(bands, parts, strict=True)), size, shapes)
 
-    def _apart_shape(self, index: int, rows: Bins, columns: Bins) -> _Shape:
+    def _parts(self, needed: NDArray, bands: list[range]) -> tuple[list[list[_Part]], NDArray, int]:
+        """Lays out the table of shared maps.
+
+        Args:
+            needed: which lines of the maps are read, (maps, H).
+
+        Returns:
+            for each band its parts; for each line of the maps that of the table, (maps, H); and
+            how many lines the table has.
+        """
+        some = [[np.flatnonzero(of_map[lines]) for of_map in needed] for lines in bands]
+        room = [max(map(len, of_map)) for of_map in zip(*some, strict=True)]
+        half = sum(room)
+        places = np.zeros_like(needed, dtype=int)
+        parts: list[list[_Part]] = []
+        for i, (lines, of_band) in enumerate(zip(bands, some, strict=True)):
+            starts = 1 + i % 2 * half + np.cumsum([0, *room[:-1]])
+            parts.append([])
+            for of_map, first, chosen in zip(places, starts, of_band, strict=False):
+                of_map[lines.start + chosen] = first + np.arange(len(chosen))
+                index = torch.tensor(chosen, device=self._device)
+                part = _Part(int(first), len(chosen), index if len(chosen) < len(lines) else None)
+                parts[-1].append(part)
+        return parts, places, 1 + min(2, len(bands)) * half
+
+    def _with_own_map(self, index: int, rows: Bins, columns: Bins) -> _Shape:
         one = np.zeros_like(columns.covered)
-        return self._shape(index, (rows, columns), [rows.lines], one, columns.lines, columns.size)
+        lines = [1 + rows.lines]
+        return self._shape(index, (rows, columns), lines, one, columns.lines, columns.size)
 
     def _shape(
         self,
@@ -334,40 +373,45 @@ class MaxPooledWindows:
         Args:
             index: of the shape in the grid.
             bins: along y and x.
-            lines: of the maps, k times (ny, P): those to read for each extent along x.
+            lines: of the table, k times (ny, P): those to read for each extent along x.
             of_extent: which of these each bin along x reads, (P,).
             cells: of these lines, (nx, P).
-            width: of the maps.
+            width: cells of a line.
         """
         rows, columns = bins
-        lines = [_with_taps(1 + some, rows.exists, self._taps) for some in lines]
-        kept_y, group_y = _different(np.concatenate(lines))
+        lines = [_with_taps(some, rows.exists, self._taps) for some in lines]
+        kept_y, equal_y = _different(np.concatenate(lines))
         lines = [np.zeros_like(lines[0][:, :1]), *(some[:, kept_y] for some in lines)]
         entries = (1 + of_extent * len(kept_y)) * width + cells
         entries = _with_taps(entries, columns.exists, self._taps)
-        kept_x, group_x = _different(entries)
-        if len(kept_y) * len(kept_x) < rows.cells.shape[1] * columns.cells.shape[1]:
-            self.groups[index] = tuple(
-                torch.tensor(some, dtype=self._dtype, device=self._device)
-                for some in (group_y, group_x)
+        kept_x, equal_x = _different(entries)
+        if len(kept_y) * len(kept_x) < cells.shape[1] ** 2:
+            self.equal_bins[index] = tuple(
+                torch.tensor(equal, dtype=self._dtype, device=self._device)
+                for equal in (equal_y, equal_x)
             )
         lines, entries = (
-            torch.tensor(some, dtype=torch.int32, device=self._device)
+            torch.tensor(np.ascontiguousarray(some), dtype=torch.int32, device=self._device)
             for some in (np.concatenate(lines, axis=1), entries[:, kept_x])
         )
         return _Shape(index, [lines], entries, len(kept_y))
 
     @staticmethod
     def taps(weight: Tensor) -> Tensor:
-        """(O, C, t, t) -> (t * t * O, C), the 1x1 products as the maps hold them."""
-        return weight.permute(2, 3, 0, 1).flatten(0, 2).contiguous()
+        """(O, C, t, t) -> (C, t * t * O), the 1x1 products as the maps hold them."""
+        return weight.permute(1, 2, 3, 0).flatten(1)
 
-    def shapes(self, image: Tensor, taps: Tensor | None) -> Iterator[PooledShape]:
-        """Yields the window shapes; each is to be read before the next is asked for.
+    def read(self, image: Tensor, taps: Tensor | None, values: int) -> Iterator[tuple[int, Tensor]]:
+        """Yields the features of some rows of windows at a time, of one shape each.
 
         Args:
             image: (C, H, W).
             taps: of `taps`; None where no convolution follows.
+            values: of a window that the caller works on, besides its features.
+
+        Yields:
+            the index of a shape in the grid, and the features of the next of its rows,
+            (rows, nx, F).
         """
         height, width = self._size
         below, right = self._margins
@@ -375,68 +419,93 @@ class MaxPooledWindows:
         cells[:height, :width] = image.permute(1, 2, 0)
         # Cells beyond the border lose every maximum.
         cells[height:] = cells[:, width:] = -torch.inf
-        channels = image.shape[0] if taps is None else taps.shape[0] // self._taps**2
 
-        bands = self._bands[few_steps(cells.device)]
-        table, maps = self._table(cells, len(bands.maps), bands.kept, width, channels)
-        entries = [shape.entries(table.shape[1] // channels) for shape in bands.shapes]
-        for i, lines in enumerate(bands.lines):
-            into = slice(lines.start % bands.kept, lines.start % bands.kept + len(lines))
-            for index, maxima in _map_maxima(cells[lines.start :], len(lines), width, bands.maps):
-                maps[index, into] = self._project(maxima, taps)[:, :, :width]
-            for shape, of_block in zip(bands.shapes, entries, strict=True):
-                if len(shape.rows[i]):
-                    steps = partial(self._steps, table, shape.rows[i], of_block, channels)
-                    yield PooledShape(shape.index, steps)
-        del table, maps, entries
-
-        bin_maxima = gather_bins if few_steps(cells.device) else pick_bins
+        yield from self._read_shared_maps(cells, taps, values)
         reach = (1, 1)
         for i, (shape, rows, columns) in enumerate(self._apart):
-            least = rows.reach, min(others.reach for _, _, others in self._apart[i:])
+            least = rows.reach, min(to_come.reach for _, _, to_come in self._apart[i:])
             for dim in (0, 1):
                 _extend_reach(cells, least[dim], dim, reach[dim])
             reach = least
-            table, maps = self._table(cells, 1, rows.size, columns.size, channels)
-            for lines in _strips(rows.size, cells[0].numel(), cells.device):
-                strip = bin_maxima(cells, rows, 0, lines)
-                strip = bin_maxima(sliding_max(strip, columns.reach, 1, reach[1]), columns, 1)
-                maps[0, lines] = self._project(strip, taps)
-            of_block = shape.entries(table.shape[1] // channels)
-            steps = partial(self._steps, table, shape.rows[0], of_block, channels)
-            yield PooledShape(shape.index, steps)
+            table = self._own_map(cells, rows, columns, reach[1], taps)
+            yield from self._windows(table, shape, 0, self._reading(shape, table, values))
+            del table  # before the next is made
 
-    def _table(
-        self, like: Tensor, slots: int, height: int, width: int, channels: int
-    ) -> tuple[Tensor, Tensor]:
-        """Returns a table, and its lines as the maps (slots, height, t, width, t * O) to fill."""
-        taps = self._taps
-        lines = like.new_empty(1 + slots * height, taps, width * taps * channels)
-        lines[0] = 0
-        maps = lines[1:].view(slots, height, taps, width, taps * channels)
-        return lines.flatten(0, 1), maps
+    def _read_shared_maps(
+        self, cells: Tensor, taps: Tensor | None, values: int
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yields as `read` does."""
+        height, width = self._size
+        bands = self._bands[few_steps(cells.device)]
+        table = self._table(cells, bands.size, width, taps)
+        readings: dict[int, _Reading] = {}
+        for i, (lines, parts) in enumerate(bands.parts):
+            band = _map_maxima(cells[lines.start :], len(lines), width, bands.maps)
+            for (first, count, some), maxima in zip(parts, band, strict=True):
+                if some is not None:
+                    maxima = maxima.index_select(0, some)
+                table[first : first + count] = self._project(maxima, taps)[:, :, :width]
+            for shape in bands.shapes:
+                # As a band of a CPU reads with what the one before did.
+                reading = readings.pop(shape.index, None) or self._reading(shape, table, values)
+                yield from self._windows(table, shape, i, reading)
+                if lines.stop < height:
+                    readings[shape.index] = reading
+
+    def _own_map(
+        self, cells: Tensor, rows: Bins, columns: Bins, reach: int, taps: Tensor | None
+    ) -> Tensor:
+        """Returns the table of bins, from maxima over their reach along y, and `reach` along x."""
+        bin_maxima = gather_bins if few_steps(cells.device) else pick_bins
+        table = self._table(cells, 1 + rows.size, columns.size, taps)
+        for lines in _strips(rows.size, cells[0].numel(), cells.device):
+            strip = bin_maxima(cells, rows, 0, lines)
+            strip = bin_maxima(sliding_max(strip, columns.reach, 1, reach), columns, 1)
+            table[1 + lines.start : 1 + lines.stop] = self._project(strip, taps)
+        return table
+
+    def _table(self, cells: Tensor, lines: int, width: int, taps: Tensor | None) -> Tensor:
+        """Returns a table (lines, t, width, t * O) to fill, but for its line of zeros."""
+        channels = cells.shape[2] if taps is None else taps.shape[1] // self._taps
+        table = cells.new_empty(lines, self._taps, width, channels)
+        table[0] = 0
+        return table
 
     def _project(self, cells: Tensor, taps: Tensor | None) -> Tensor:
         """(H, W, C) -> (H, t, W, t * O)."""
         if taps is None:
             return cells[:, None]
-        return F.linear(cells, taps).unflatten(2, (self._taps, -1)).transpose(1, 2)
+        return (cells @ taps).unflatten(2, (self._taps, -1)).transpose(1, 2)
 
-    def _steps(
-        self, table: Tensor, rows: Tensor, entries: Tensor, channels: int, values: int
-    ) -> Iterator[Tensor]:
-        """Yields (some of ny, nx, Dy * Dx * O)."""
-        ny, lines, taps = rows.shape
-        block = lines * table.shape[1]
-        step = min(
-            ny, rows_at_a_time(table.device, block + entries.numel() + len(entries) * values)
-        )
-        first = torch.arange(step, dtype=torch.int32, device=table.device) * (block // channels)
-        entries = entries + first[:, None, None, None]
-        for some in rows.split(step):
-            second = _sums(table, some.flatten(0, 1)).view(-1, channels)
-            features = _sums(second, entries[: len(some)].view(-1, taps))
-            yield features.view(len(some), entries.shape[1], -1)
+    def _reading(self, shape: _Shape, table: Tensor, values: int) -> _Reading:
+        lines, row = shape.rows[0].shape[1], table[0, 0].numel()
+        channels = table.shape[-1] // self._taps
+        nx, bins = shape.columns.shape[0], shape.height * shape.columns.shape[1]
+        in_row = lines * row + nx * (bins * (self._taps + channels) + values)
+        step = min(rows_at_a_time(table.device, in_row), max(map(len, shape.rows)))
+
+        def multiples(count: int, of: int) -> Tensor:
+            return torch.arange(count, dtype=torch.int32, device=table.device) * of
+
+        first = shape.columns[:, None]
+        below = multiples(shape.height, row // channels)[:, None, None]
+        entries = (first + below * (first > 0)).flatten(1, 2)
+        blocks = multiples(step, lines * row // channels)[:, None, None, None]
+        return _Reading(step, entries + blocks, multiples(step * max(lines, nx * bins), self._taps))
+
+    def _windows(
+        self, table: Tensor, shape: _Shape, part: int, reading: _Reading
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yields as `read` does."""
+        channels = table.shape[-1] // self._taps
+        table = table.flatten(0, 1).flatten(1)
+        for rows in shape.rows[part].split(reading.step):
+            if not len(rows):
+                continue
+            second = _sums(table, rows.flatten(0, 1), reading.offsets).view(-1, channels)
+            entries = reading.entries[: len(rows)].reshape(-1, self._taps)
+            features = _sums(second, entries, reading.offsets)
+            yield shape.index, features.view(len(rows), len(shape.columns), -1)
 
 
 def _pairs(rows: Bins, columns: Bins) -> list[Pair]:
@@ -444,45 +513,58 @@ def _pairs(rows: Bins, columns: Bins) -> list[Pair]:
     return [(int(kh), int(kw)) for kh in rows.extents for kw in columns.extents]
 
 
+def _lines_read(rows: Bins, columns: Bins, height: int) -> dict[Pair, NDArray]:
+    """Returns of each map that a shape reads which of its lines these are, (H,)."""
+    read = {}
+    for kh, kw in _pairs(rows, columns):
+        read[kh, kw] = np.zeros(height, bool)
+        read[kh, kw][rows.cells[rows.exists & (rows.covered == kh)]] = True
+    return read
+
+
 def _worth_sharing(
-    shapes: list[tuple[Bins, Bins]], map_size: tuple[int, int]
+    shapes: dict[int, tuple[Bins, Bins]], map_size: tuple[int, int]
 ) -> dict[int, tuple[Bins, Bins]]:
     """Returns the shapes for which their part in shared maps costs less than a map of their own.
 
-    A shared map costs in proportion to its cells, in equal parts for the shapes that read it.
+    A line of a shared map costs in proportion to its cells, in equal parts for the shapes that
+    read it.
     """
-    shared = dict(enumerate(shapes))
+    height, width = map_size
+    shared = {i: _lines_read(*axes, height) for i, axes in shapes.items()}
+    readers: dict[Pair, NDArray] = {}
+    for read in shared.values():
+        for pair, lines in read.items():
+            readers[pair] = readers.get(pair, 0) + lines.astype(int)
     while shared:
-        readers = Counter(pair for bins in shared.values() for pair in _pairs(*bins))
         saved = {}
-        for i, (rows, columns) in shared.items():
-            part = sum(1 / readers[pair] for pair in _pairs(rows, columns))
-            # A bin of a map of its own takes about half as long again, as measured.
-            saved[i] = part * map_size[0] * map_size[1] - 1.5 * rows.size * columns.size
+        for i, read in shared.items():
+            part = sum((1 / readers[pair][lines]).sum() for pair, lines in read.items())
+            rows, columns = shapes[i]
+            saved[i] = part * width - rows.size * columns.size
         most = max(saved, key=saved.get)
         if saved[most] <= 0:
             break
-        del shared[most]
-    return shared
+        for pair, lines in shared.pop(most).items():
+            readers[pair] -= lines
+    return {i: shapes[i] for i in shared}
 
 
-def _map_maxima(
-    cells: Tensor, height: int, width: int, maps: list[Pair]
-) -> Iterator[tuple[int, Tensor]]:
-    """Yields indices of maps, in ascending order, and (height, width or more, C) of each."""
+def _map_maxima(cells: Tensor, height: int, width: int, maps: list[Pair]) -> Iterator[Tensor]:
+    """Yields the maxima of each map, (height, width or more, C)."""
     if not maps:
         return
     tallest, widest = (max(extents) for extents in zip(*maps, strict=True))
     cells = cells[: height + tallest - 1, : width + widest - 1]
     reach = 1
-    for kh, group in groupby(enumerate(maps), key=lambda item: item[1][0]):
+    for kh, group in groupby(maps, key=lambda pair: pair[0]):
         cells = sliding_max(cells, kh, 0, reach)
         reach = kh
         strip, reach_x = cells[:height], 1
-        for index, (_, kw) in group:
+        for _, kw in group:
             strip = sliding_max(strip, kw, 1, reach_x)
             reach_x = kw
-            yield index, strip
+            yield strip
 
 
 def _extend_reach(x: Tensor, extent: int, dim: int, reach: int) -> None:

@@ -26,7 +26,7 @@ from torchvision.ops import roi_align, roi_pool
 
 from .window_align import AlignedWindows
 from .window_max_pool import MaxPooledWindows
-from .window_steps import PooledShape, few_steps
+from .window_steps import few_steps
 from .windows import WindowGrid, remember, whole_size
 
 __all__ = ["WindowScorer"]
@@ -225,37 +225,28 @@ class WindowScorer(nn.Module):
         return _Weights(
             taps=taps,
             least=least,
-            fc=[self._grouped(fc, reader.groups.get(i)) for i in range(self.grid.num_shapes)],
+            fc=[self._added_up(fc, reader.equal_bins.get(i)) for i in range(self.grid.num_shapes)],
             fc_bias=fc_bias.to(dtype),
             predictor=torch.cat([layer.weight for layer in siblings]).to(dtype).t(),
             predictor_bias=torch.cat([layer.bias for layer in siblings]).to(dtype),
         )
 
-    def _grouped(self, fc: Tensor, groups: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _added_up(self, fc: Tensor, equal_bins: tuple[Tensor, Tensor] | None) -> Tensor:
         """Adds up the weights of features that are the same."""
-        if groups is None:
+        if equal_bins is None:
             return fc
-        y, x = groups
+        y, x = equal_bins
         fc = (y @ fc.view(self.pooler_resolution, -1)).view(len(y), self.pooler_resolution, -1)
         return (x @ fc).view(-1, self.fc.out_features)
 
     def _score_image(self, image: Tensor, reader: Reader, weights: _Weights) -> Tensor:
         """(C, H, W) -> (R, 5), objectness and deltas."""
-        scores: dict[int, list[Tensor]] = {}
-        for shape in reader.shapes(image, weights.taps):
-            score = self._score_shape(shape, weights, reader.by_column)
-            scores.setdefault(shape.index, []).append(score)
-        return torch.cat([score for index in range(len(scores)) for score in scores[index]])
-
-    def _score_shape(self, shape: PooledShape, weights: _Weights, by_column: bool) -> Tensor:
-        """Returns (ny * nx, 5), some rows of windows at a time."""
-        scores, fc = [], weights.fc[shape.index]
-        for features in shape.steps(sum(fc.shape)):
+        scores: list[list[Tensor]] = [[] for _ in weights.fc]
+        for index, features in reader.read(image, weights.taps, self.fc.out_features):
             size, features = features.shape[:2], features.flatten(0, 1)
             if weights.least is not None:
                 features.clamp_min_(weights.least[: features.shape[1]])
-            hidden = torch.addmm(weights.fc_bias, features, fc).relu_()
-            score = torch.addmm(weights.predictor_bias, hidden, weights.predictor)
-            score = score.view(*size, 5)
-            scores.append(score.transpose(0, 1) if by_column else score)
-        return torch.cat(scores).flatten(0, 1)
+            hidden = torch.addmm(weights.fc_bias, features, weights.fc[index]).relu_()
+            score = torch.addmm(weights.predictor_bias, hidden, weights.predictor).view(*size, 5)
+            scores[index].append(score.transpose(0, 1) if reader.by_column else score)
+        return torch.cat([rows.flatten(0, 1) for of_shape in scores for rows in of_shape])

@@ -1,19 +1,13 @@
-"""What both ways of pooling the windows of a regular grid share.
+"""What both ways of pooling the windows of a regular grid share."""
 
-Legend: (ny, nx) positions of a window shape, F features of a window.
-"""
-
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .windows import WindowGrid
 
 __all__ = [
-    "PooledShape",
     "WindowAxis",
     "few_steps",
     "kernel_dtype",
@@ -42,15 +36,6 @@ def window_axes(grid: WindowGrid, map_size: tuple[int, int]) -> list[tuple[Windo
 def kernel_dtype(dtype: torch.dtype) -> type[np.floating]:
     """Returns what torchvision's kernels compute bins and samples in, for maps of a dtype."""
     return np.float64 if dtype == torch.float64 else np.float32
-
-
-class PooledShape(NamedTuple):
-    """The windows of one shape, ready to be read."""
-
-    index: int  # of the shape in the grid
-    # Takes the values a window that the caller works on, and yields the features of some rows of
-    # windows at a time: (rows, nx, F), or (nx, rows, F) where the reader says so.
-    steps: Callable[[int], Iterator[Tensor]]
 
 
 def few_steps(device: torch.device) -> bool:

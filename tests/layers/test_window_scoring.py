@@ -1,5 +1,6 @@
 """The dense path against the plain one, which pools each box with torchvision."""
 
+import math
 from unittest import mock
 
 import numpy as np
@@ -132,16 +133,16 @@ def test_small_steps_and_large_ones_give_the_same(variant, monkeypatch):
 
 def test_both_ways_of_reading_max_pooled_bins_are_taken_and_agree():
     """Many windows read shared maps, few have their bins laid side by side."""
-    grid = WindowGrid([(6, 7), (6, 7)], [(1, 1), (9, 9)], 4)
+    grid = WindowGrid([(6, 7), (6, 8), (6, 7)], [(1, 1), (1, 1), (19, 19)], 4)
     scorer = make_scorer(grid)
-    x = torch.randn(1, 3, 19, 19)
-    reader = scorer._reader((19, 19), x.device, x.dtype)
-    assert [shape.index for shape in reader._bands[False].shapes] == [0]
-    assert [shape.index for shape, _, _ in reader._apart] == [1]
+    x = torch.randn(1, 3, 40, 40)
+    reader = scorer._reader((40, 40), x.device, x.dtype)
+    assert [shape.index for shape in reader._bands[False].shapes] == [0, 1]
+    assert [shape.index for shape, _, _ in reader._apart] == [2]
     logits, _ = scorer(x)
-    (ny, nx), few = grid.counts((19, 19))
-    many = logits[0, : ny * nx].view(ny, nx)[::9, ::9]
-    assert_close([logits[0, ny * nx :].view(few)], [many])
+    (ny, nx), others, few = grid.counts((40, 40))
+    many = logits[0, : ny * nx].view(ny, nx)[::19, ::19]
+    assert_close([logits[0, ny * nx + math.prod(others) :].view(few)], [many])
 
 
 @variants
@@ -349,8 +350,7 @@ def test_bins_that_read_the_same_cells_are_computed_once():
     with torch.no_grad():
         sizes = {
             features.shape[-1]
-            for shape in reader.shapes(x[0], reader.taps(scorer.conv.weight))
-            for features in shape.steps(1)
+            for _, features in reader.read(x[0], reader.taps(scorer.conv.weight), 1)
         }
         assert sizes == {7 * 13 * 4}
         assert_close(scorer(x), per_box(scorer, x))
