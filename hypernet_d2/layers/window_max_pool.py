@@ -346,13 +346,14 @@ class MaxPooledWindows:
         places = np.zeros_like(needed, dtype=int)
         parts: list[list[_Part]] = []
         for i, (lines, of_band) in enumerate(zip(bands, some, strict=True)):
-            starts = 1 + i % 2 * half + np.cumsum([0, *room[:-1]])
+            starts = 1 + i % 2 * half + np.cumsum([0, *room])[:-1]
             parts.append([])
-            for of_map, first, chosen in zip(places, starts, of_band, strict=False):
-                of_map[lines.start + chosen] = first + np.arange(len(chosen))
-                index = torch.tensor(chosen, device=self._device)
-                part = _Part(int(first), len(chosen), index if len(chosen) < len(lines) else None)
-                parts[-1].append(part)
+            for of_map, first, chosen in zip(places, starts, of_band, strict=True):
+                count, index = len(chosen), None
+                of_map[lines.start + chosen] = first + np.arange(count)
+                if count < len(lines):
+                    index = torch.tensor(chosen, device=self._device)
+                parts[-1].append(_Part(int(first), count, index))
         return parts, places, 1 + min(2, len(bands)) * half
 
     def _with_own_map(self, index: int, rows: Bins, columns: Bins) -> _Shape:
@@ -478,6 +479,7 @@ class MaxPooledWindows:
         return (cells @ taps).unflatten(2, (self._taps, -1)).transpose(1, 2)
 
     def _reading(self, shape: _Shape, table: Tensor, values: int) -> _Reading:
+        """Returns what holds for all rows of windows of a shape."""
         lines, row = shape.rows[0].shape[1], table[0, 0].numel()
         channels = table.shape[-1] // self._taps
         nx, bins = shape.columns.shape[0], shape.height * shape.columns.shape[1]
@@ -527,8 +529,8 @@ def _worth_sharing(
 ) -> dict[int, tuple[Bins, Bins]]:
     """Returns the shapes for which their part in shared maps costs less than a map of their own.
 
-    A line of a shared map costs in proportion to its cells, in equal parts for the shapes that
-    read it.
+    A map costs in proportion to its cells: one of its own as many as a shape has different bins,
+    a line of a shared map in equal parts for the shapes that read it.
     """
     height, width = map_size
     shared = {i: _lines_read(*axes, height) for i, axes in shapes.items()}
