@@ -141,7 +141,7 @@ class Bins:
         self.ranges = torch.tensor(np.concatenate(starts, axis=1), device=device)
 
 
-def pick_bins(x: Tensor, bins: Bins, dim: int, some: slice | None = None) -> Tensor:
+def pick_bins(x: Tensor, bins: Bins, dim: int, some: slice = slice(None)) -> Tensor:
     """Returns the maxima over bins, by one operation for each series.
 
     Args:
@@ -151,7 +151,7 @@ def pick_bins(x: Tensor, bins: Bins, dim: int, some: slice | None = None) -> Ten
     Returns:
         x with the lines in place of `dim`.
     """
-    some = some or slice(0, bins.size)
+    some = slice(*some.indices(bins.size))
     maxima = x.new_empty(*x.shape[:dim], some.stop - some.start, *x.shape[dim + 1 :])
     cells, lines = x.movedim(dim, 0), maxima.movedim(dim, 0)
     for series in bins.series:
@@ -234,8 +234,7 @@ class _Reading(NamedTuple):
 class _Part(NamedTuple):
     """The lines of a shared map that are made for a band."""
 
-    first: int  # line of the table
-    count: int
+    first: int  # of the table's lines
     some: Tensor | None  # which of the band's these are, where windows do not read all of them
 
 
@@ -349,11 +348,10 @@ class MaxPooledWindows:
             starts = 1 + i % 2 * half + np.cumsum([0, *room])[:-1]
             parts.append([])
             for of_map, first, chosen in zip(places, starts, of_band, strict=True):
-                count, index = len(chosen), None
-                of_map[lines.start + chosen] = first + np.arange(count)
-                if count < len(lines):
-                    index = torch.tensor(chosen, device=self._device)
-                parts[-1].append(_Part(int(first), count, index))
+                of_map[lines.start + chosen] = first + np.arange(len(chosen))
+                all_lines = len(chosen) == len(lines)
+                index = None if all_lines else torch.tensor(chosen, device=self._device)
+                parts[-1].append(_Part(int(first), index))
         return parts, places, 1 + min(2, len(bands)) * half
 
     def _with_own_map(self, index: int, rows: Bins, columns: Bins) -> _Shape:
@@ -442,10 +440,10 @@ class MaxPooledWindows:
         readings: dict[int, _Reading] = {}
         for i, (lines, parts) in enumerate(bands.parts):
             band = _map_maxima(cells[lines.start :], len(lines), width, bands.maps)
-            for (first, count, some), maxima in zip(parts, band, strict=True):
+            for (first, some), maxima in zip(parts, band, strict=True):
                 if some is not None:
                     maxima = maxima.index_select(0, some)
-                table[first : first + count] = self._project(maxima, taps)[:, :, :width]
+                table[first : first + len(maxima)] = self._project(maxima, taps)[:, :, :width]
             for shape in bands.shapes:
                 # As a band of a CPU reads with what the one before did.
                 reading = readings.pop(shape.index, None) or self._reading(shape, table, values)
