@@ -27,11 +27,13 @@ else:
 
 def __getattr__(name: str):
     if name in (
+        "checkpoint",
         "config",
         "data",
         "deploy",
         "engine",
         "evaluation",
+        "export",
         "layers",
         "model_zoo",
         "modeling",

@@ -12,9 +12,15 @@ Keys of detectron2 are reused where they mean the same, and HyperNet reads these
 from . import _detectron2  # noqa: F401
 
 # isort: split
+import torch
 from detectron2.config import CfgNode as CN
 
-__all__ = ["add_hypernet_config"]
+__all__ = ["add_hypernet_config", "default_device"]
+
+
+def default_device() -> str:
+    """ "cuda" where PyTorch sees a GPU, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def add_hypernet_config(cfg: CN) -> None:

@@ -76,7 +76,7 @@ def test_layers_and_deploy_import_without_detectron2_and_the_rest_says_how_to_ge
         import importlib, sys
         sys.modules["detectron2"] = None
         import hypernet_d2, hypernet_d2.layers, hypernet_d2.deploy
-        for name in ("config", "engine", "model_zoo", "modeling", "utils"):
+        for name in "checkpoint config engine evaluation export model_zoo modeling".split():
             for load in (
                 lambda: importlib.import_module("hypernet_d2." + name),
                 lambda: getattr(hypernet_d2, name),

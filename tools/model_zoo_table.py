@@ -22,7 +22,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from hypernet_d2 import model_zoo
-from hypernet_d2.evaluation import count_flops, count_parameters
+from hypernet_d2.cli.cost import count_flops, count_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "MODEL_ZOO.md"

@@ -11,12 +11,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 
 from hypernet_d2.layers import WindowGrid, WindowScorer
-from hypernet_d2.modeling import (
-    HyperBackbone,
-    HyperNetBoxHead,
-    HyperNetProposals,
-    HyperNetROIHeads,
-)
+from hypernet_d2.modeling import HyperBackbone, HyperNetBoxHead, HyperNetProposals, HyperNetROIHeads
 
 constants = get_config("common/data/constants.py").constants
 dataloader = get_config("common/data/coco.py").dataloader

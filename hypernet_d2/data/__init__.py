@@ -1,4 +1,4 @@
-"""Data sets: BCCD, the embedded digits, and any set in VOC layout.
+"""Data sets, the dataset mapper, the loader, and the checks of what is loaded.
 
 Importing this package registers ``bccd_*`` and ``digits_*`` where detectron2 is installed.
 `generate_digits` works without detectron2.
@@ -6,7 +6,7 @@ Importing this package registers ``bccd_*`` and ``digits_*`` where detectron2 is
 
 from importlib.util import find_spec
 
-from .digits import generate_digits
+from .datasets.digits import generate_digits
 
 __all__ = [
     "NamedErrorDatasetMapper",
@@ -20,11 +20,11 @@ __all__ = [
 ]
 
 if find_spec("detectron2") is not None:
-    from . import builtin  # noqa: F401  (importing registers)
-    from .checked import checked_data, load_dataset
+    from .checks import checked_data, load_dataset
     from .dataset_mapper import NamedErrorDatasetMapper
+    from .datasets import builtin  # noqa: F401  (importing registers)
+    from .datasets.voc_style import load_voc_style, register_voc_style
     from .parts import PartDatasetMapper, load_part_labels
-    from .voc_style import load_voc_style, register_voc_style
 
 
 def __getattr__(name: str):

@@ -5,7 +5,7 @@ import os
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError, read_image
 
-from ..deploy.images import refuse_programs
+from hypernet_d2.utils.images import refuse_programs
 
 
 def read_named(path: str | os.PathLike, format: str = "BGR"):

@@ -25,7 +25,8 @@ from detectron2.structures import Instances
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from .coco_json import check_segmentation
+from hypernet_d2.utils.coco_json import check_segmentation
+
 from .dataset_mapper import NamedErrorDatasetMapper
 
 __all__ = ["PartDatasetMapper", "load_part_labels"]

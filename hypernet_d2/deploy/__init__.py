@@ -6,8 +6,9 @@ draws what a model detects.
 
 from pathlib import Path
 
+from hypernet_d2.utils.images import draw_detections, read_image
+
 from .detector import Detections, Detector, Stages
-from .images import draw_detections, read_image
 from .metadata import ModelInfo
 
 __all__ = [

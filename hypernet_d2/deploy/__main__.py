@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hypernet_d2.utils.images import draw_detections, read_image
+
 from .detector import Detector
-from .images import draw_detections, read_image
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .images import fit_size, read_image, resize
+from hypernet_d2.utils.images import fit_size, read_image, resize
+
 from .metadata import OUTPUTS
 
 __all__ = ["Detections", "Detector", "Stages"]

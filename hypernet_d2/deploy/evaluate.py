@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hypernet_d2.utils.images import draw_detections, read_image
+
 from .detector import Detections, Detector
-from .images import draw_detections, read_image
 
 __all__ = ["contact_sheet", "detect_all", "evaluate"]
 
@@ -32,7 +33,7 @@ def load_set(annotations: Path, detector: Detector):
         ImportError: pycocotools is not installed.
     """
     try:
-        from ..data.coco_json import CheckedCOCO
+        from hypernet_d2.utils.coco_json import CheckedCOCO
     except ImportError as error:
         raise ImportError("AP is measured by pycocotools: pip install pycocotools") from error
     if not annotations.is_file():

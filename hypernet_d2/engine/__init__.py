@@ -1,20 +1,20 @@
-"""Training and evaluation: config set-up, trainer, schedules, checkpointer."""
+"""Training and evaluation: config set-up, trainer, schedules, predictor, drawing."""
 
-from .. import _detectron2  # noqa: F401
+from hypernet_d2 import _detectron2  # noqa: F401
+
 from .alternating import train_alternating, write_results
-from .checkpoint import HyperNetCheckpointer
+from .part_pictures import draw_parts
 from .predictor import Predictor
-from .setup import add_data_argument, default_device, register_data, setup_cfg
+from .setup import add_data_argument, register_data, setup_cfg
 from .sigterm import launch
 from .trainer import Trainer, build_evaluator
 
 __all__ = [
-    "HyperNetCheckpointer",
     "Predictor",
     "Trainer",
     "add_data_argument",
     "build_evaluator",
-    "default_device",
+    "draw_parts",
     "launch",
     "register_data",
     "setup_cfg",

@@ -33,8 +33,9 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage, JSONWriter
 from torch import nn
 
-from ..utils.files import replacing
-from .checkpoint import HyperNetCheckpointer
+from hypernet_d2.checkpoint import HyperNetCheckpointer
+from hypernet_d2.utils.files import replacing
+
 from .trainer import Trainer
 
 __all__ = ["ProposalWriter", "train_alternating", "write_results"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,10 +12,11 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from hypernet_d2.checkpoint.safe_checkpoint import first_non_finite
+
 __all__ = [
     "find_non_finite",
     "finite_steps",
-    "first_non_finite_weight",
     "raise_if_not_finite",
 ]
 
@@ -73,21 +73,6 @@ class _Step:
             raise FloatingPointError(f"the losses are not finite: {values}")
 
 
-def first_non_finite_weight(model: nn.Module) -> str | None:
-    """The name of the first parameter, or statistic of a normalisation, that is not finite."""
-    # Not every buffer: masks are full of infinities on purpose.
-    statistics = (
-        (name, value)
-        for name, value in model.named_buffers()
-        if name.endswith(("running_mean", "running_var"))
-    )
-    return _first(itertools.chain(model.named_parameters(), statistics))
-
-
-def _first(weights: Iterable[tuple[str, Tensor]]) -> str | None:
-    return next((name for name, value in weights if not torch.isfinite(value).all()), None)
-
-
 def raise_if_not_finite(module: nn.Module, inputs: tuple, output: Any) -> None:
     """A forward hook for inference, where stock code leaves out what is not finite, unsaid.
 
@@ -124,7 +109,7 @@ def find_non_finite(
                 return f"{key!r} of {one.get('file_name', 'the batch')}, as the mapper gives it"
     model = getattr(model, "module", model)  # of DistributedDataParallel
     # The statistics of normalisations do not count: the first pass has spoilt them.
-    weight = _first(model.named_parameters())
+    weight = first_non_finite(model.named_parameters())
     if weight is not None:
         return f"{weight}, since the step before or the weights that training began with"
     if comm.get_world_size() > 1 and any("SyncBatch" in type(m).__name__ for m in model.modules()):

@@ -8,8 +8,9 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultPredictor
 
-from ..data import load_dataset
-from .checkpoint import HyperNetCheckpointer
+from hypernet_d2.checkpoint import HyperNetCheckpointer
+from hypernet_d2.data import load_dataset
+
 from .finite import raise_if_not_finite
 
 __all__ = ["Predictor"]

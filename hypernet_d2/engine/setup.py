@@ -7,20 +7,14 @@ import logging
 import runpy
 from pathlib import Path
 
-import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from ..config import add_hypernet_config
+from hypernet_d2.config import add_hypernet_config, default_device
 
-__all__ = ["add_data_argument", "default_device", "register_data", "setup_cfg"]
+__all__ = ["add_data_argument", "register_data", "setup_cfg"]
 
 logger = logging.getLogger(__name__)
-
-
-def default_device() -> str:
-    """ "cuda" where PyTorch sees a GPU, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:

@@ -34,11 +34,13 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
-from ..data import NamedErrorDatasetMapper, PartDatasetMapper, checked_data, load_dataset
-from ..data.train_loader import build_repeatable_train_loader, outlive_sigterm, seed_everything
-from ..evaluation import PartEvaluator, ProposalRecallEvaluator, proposal_network
-from ..utils.files import replacing
-from .checkpoint import HyperNetCheckpointer
+from hypernet_d2.checkpoint import HyperNetCheckpointer
+from hypernet_d2.data import NamedErrorDatasetMapper, PartDatasetMapper, checked_data, load_dataset
+from hypernet_d2.data.loader import build_repeatable_train_loader, outlive_sigterm, seed_everything
+from hypernet_d2.evaluation import PartEvaluator, ProposalRecallEvaluator
+from hypernet_d2.modeling.proposal_generator import proposal_network
+from hypernet_d2.utils.files import replacing
+
 from .finite import finite_steps
 from .sigterm import LeaveOnSigterm
 

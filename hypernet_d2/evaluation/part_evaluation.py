@@ -21,9 +21,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from ..data import load_dataset
-from ..data.parts import load_part_labels
-from ..modeling import paste_parts
+from hypernet_d2.data import load_dataset
+from hypernet_d2.data.parts import load_part_labels
+from hypernet_d2.modeling import paste_parts
 
 __all__ = ["PartEvaluator", "part_overlaps"]
 

@@ -21,7 +21,7 @@ from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from .proposal_network import MAX_PROPOSALS
+from hypernet_d2.modeling.proposal_generator.proposal_network import MAX_PROPOSALS
 
 __all__ = ["ProposalRecallEvaluator", "recall_file"]
 

@@ -26,13 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from .window_steps import (
-    WindowAxis,
-    few_steps,
-    kernel_dtype,
-    rows_at_a_time,
-    window_axes,
-)
+from .window_steps import WindowAxis, few_steps, kernel_dtype, rows_at_a_time, window_axes
 from .windows import WindowGrid
 
 __all__ = ["MaxPooledWindows", "Bins", "gather_bins", "max_pool_bins", "pick_bins", "sliding_max"]

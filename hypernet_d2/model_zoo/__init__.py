@@ -1,6 +1,7 @@
 """The project's configs by name, with the verbs of ``detectron2.model_zoo``."""
 
-from .. import _detectron2  # noqa: F401
+from hypernet_d2 import _detectron2  # noqa: F401
+
 from .model_zoo import get, get_checkpoint_url, get_config, get_config_file
 
 __all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]

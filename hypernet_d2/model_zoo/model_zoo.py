@@ -9,8 +9,8 @@ from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..config import add_hypernet_config
-from ..engine import HyperNetCheckpointer, default_device
+from hypernet_d2.checkpoint import HyperNetCheckpointer
+from hypernet_d2.config import add_hypernet_config, default_device
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -1,3 +1,1 @@
-"""Drawing, and pickles without code; named as in detectron2."""
-
-from .. import _detectron2  # noqa: F401
+"""Files, images and checks that need neither detectron2 nor PyTorch."""

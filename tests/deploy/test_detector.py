@@ -18,8 +18,8 @@ from PIL import Image
 
 from hypernet_d2.deploy import Detector, ModelInfo, read_image
 from hypernet_d2.deploy.__main__ import main
-from hypernet_d2.deploy.images import draw_detections, fit_size, place_label
 from hypernet_d2.deploy.torch_runner import check_archive
+from hypernet_d2.utils.images import draw_detections, fit_size, place_label
 
 from . import toy
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from hypernet_d2.deploy import ModelInfo
 from hypernet_d2.deploy.metadata import KEY, OUTPUTS
-
-from ..helpers import captures
+from tests.helpers import captures
 
 INFO = ModelInfo(
     classes=("dark", "bright"),

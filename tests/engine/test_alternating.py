@@ -3,7 +3,6 @@
 import argparse
 import json
 import pickle
-import runpy
 import shutil
 import signal
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ..helpers import TINY, tiny_cfg, write_voc
+from tests.helpers import TINY, tiny_cfg, write_voc
 
 pytestmark = pytest.mark.detectron2
 
@@ -43,7 +42,8 @@ def options(output, *opts) -> list:
 
 def train(output, *opts, **arguments):
     """What ``train_net.py --schedule alternating`` does in one process."""
-    main = runpy.run_path(str(ROOT / "train_net.py"))["main"]
+    from hypernet_d2.cli.train import run as main
+
     fixed = {"config_file": CONFIG, "resume": False, "eval_only": False, "num_gpus": 1,
              "schedule": "alternating", "eval_proposals": False}  # fmt: skip
     words = [str(word) for word in options(output, *opts)]

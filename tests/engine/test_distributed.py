@@ -3,14 +3,13 @@
 import argparse
 import json
 import os
-import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ..helpers import TINY, tiny_cfg, write_voc
+from tests.helpers import TINY, tiny_cfg, write_voc
 
 pytestmark = pytest.mark.detectron2
 
@@ -79,7 +78,8 @@ def record_losses(root: Path, name: str) -> None:
 
 def train_alternating(root: Path) -> None:
     """What ``train_net.py --schedule alternating`` does in one of the processes."""
-    main = runpy.run_path(str(ROOT / "train_net.py"))["main"]
+    from hypernet_d2.cli.train import run as main
+
     words = [*TINY, *options(root / "alternating"), "SOLVER.MAX_ITER", 1]
     config = str(ROOT / "configs/BCCD-Detection/hypernet_R_18.yaml")
     main(
@@ -124,7 +124,7 @@ def test_losses_of_two_processes_equal_those_of_one(trained):
 def test_two_processes_train_in_alternation(trained):
     from detectron2.modeling import build_model
 
-    from hypernet_d2.engine import HyperNetCheckpointer
+    from hypernet_d2.checkpoint import HyperNetCheckpointer
 
     folder = trained / "alternating"
     model = build_model(tiny_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 2))

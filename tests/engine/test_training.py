@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import runpy
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ..helpers import TINY, batched_inputs, tiny_cfg, write_voc
+from tests.helpers import TINY, batched_inputs, tiny_cfg, write_voc
 
 pytestmark = pytest.mark.detectron2
 
@@ -48,7 +47,8 @@ def options(output, *opts) -> list[str]:
 
 def run(output, *opts, **arguments):
     """What train_net.py does in one process with these arguments."""
-    main = runpy.run_path(str(ROOT / "train_net.py"))["main"]
+    from hypernet_d2.cli.train import run as main
+
     fixed = {"config_file": CONFIG, "resume": False, "eval_only": False, "num_gpus": 1,
              "schedule": "joint", "eval_proposals": False}  # fmt: skip
     args = argparse.Namespace(**{**fixed, **arguments}, opts=options(output, *opts))
@@ -188,7 +188,7 @@ class TestCheckpoints:
     def load(path, strict):
         from detectron2.modeling import build_model
 
-        from hypernet_d2.engine import HyperNetCheckpointer
+        from hypernet_d2.checkpoint import HyperNetCheckpointer
 
         model = build_model(tiny_cfg())
         HyperNetCheckpointer(model, strict=strict).load(path)

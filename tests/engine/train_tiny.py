@@ -16,4 +16,4 @@ from hypernet_d2.data import register_voc_style  # noqa: E402
 register_voc_style("tiny", os.environ["TINY_VOC"], "all", ["square", "bar"])
 
 if __name__ == "__main__":
-    train_net.cli()
+    train_net.main()

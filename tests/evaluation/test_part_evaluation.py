@@ -149,7 +149,7 @@ def test_a_picture_colours_the_parts():
     from detectron2.data import MetadataCatalog
     from detectron2.utils.visualizer import Visualizer
 
-    from hypernet_d2.evaluation import draw_parts
+    from hypernet_d2.engine import draw_parts
 
     image = np.full((H, W, 3), 128, np.uint8)
     visualizer = Visualizer(image, MetadataCatalog.get("digits_val"))

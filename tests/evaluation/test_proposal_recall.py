@@ -3,14 +3,12 @@
 import argparse
 import json
 import math
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from ..helpers import TINY, batched_inputs, tiny_cfg, write_voc
+from tests.helpers import TINY, batched_inputs, tiny_cfg, write_voc
 
 pytestmark = pytest.mark.detectron2
 
@@ -178,7 +176,7 @@ def build(cfg):
 
 @pytest.mark.parametrize("config, candidates", [(HYPERNET, 40), (FPN, 4), (C4, 40)])
 def test_the_list_to_1000_begins_with_what_the_detector_sees(config, candidates):
-    from hypernet_d2.evaluation import proposal_evaluation_cfg, proposal_network
+    from hypernet_d2.modeling.proposal_generator import proposal_evaluation_cfg, proposal_network
 
     cfg = tiny_cfg("MODEL.RPN.PRE_NMS_TOPK_TEST", candidates, config=config)
     longer = proposal_evaluation_cfg(cfg)
@@ -198,7 +196,7 @@ def test_the_list_to_1000_begins_with_what_the_detector_sees(config, candidates)
 def test_a_model_that_proposes_nothing_is_refused():
     from detectron2.modeling import build_model
 
-    from hypernet_d2.evaluation import proposal_network
+    from hypernet_d2.modeling.proposal_generator import proposal_network
 
     cfg = tiny_cfg("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals")
     with pytest.raises(ValueError, match="another MODEL.PROPOSAL_GENERATOR.NAME than 'Precomp"):
@@ -220,14 +218,17 @@ def test_the_command_evaluates_a_detectors_checkpoint(config, tmp_path):
         config_file=str(ROOT / "configs" / config), opts=list(map(str, words)), resume=False,
         num_gpus=1, schedule="joint", eval_only=True, eval_proposals=True,
     )  # fmt: skip
-    results = runpy.run_path(str(ROOT / "train_net.py"))["main"](args)
+    from hypernet_d2.cli.train import run
+
+    results = run(args)
     assert 0 < results["box_proposals"]["R50@1000"] <= 100
     (path,) = (tmp_path / "out").glob("proposal_recall_*.json")
     assert json.loads(path.read_text())["objects"]["all"] == 4
 
 
 def test_eval_proposals_alone_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train_net.py", "--eval-proposals"])
+    from hypernet_d2.cli.train import main
+
     with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / "train_net.py"))["cli"]()
+        main(["--eval-proposals"])
     assert "--eval-proposals needs --eval-only" in capsys.readouterr().err

@@ -22,8 +22,7 @@ from hypernet_d2.layers.window_max_pool import (
 from hypernet_d2.layers.window_scoring import WindowScorer
 from hypernet_d2.layers.window_steps import WindowAxis
 from hypernet_d2.layers.windows import WindowGrid
-
-from ..helpers import captures
+from tests.helpers import captures
 
 settings.register_profile("scoring", max_examples=60, deadline=None, derandomize=True)
 PROFILE = settings.get_profile("scoring")

@@ -17,7 +17,7 @@ import math
 import pytest
 import torch
 
-from ..helpers import tiny_cfg
+from tests.helpers import tiny_cfg
 
 pytestmark = pytest.mark.detectron2
 

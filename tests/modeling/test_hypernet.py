@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import nms
 
-from ..helpers import batched_inputs, tiny_cfg
+from tests.helpers import batched_inputs, tiny_cfg
 
 pytestmark = pytest.mark.detectron2
 

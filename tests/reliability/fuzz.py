@@ -569,9 +569,9 @@ def _prepare_demo(kind: str, root: Path, damage: Callable[[bytes], bytes]) -> Ca
 
 @functools.cache
 def _demo() -> dict:
-    import runpy
+    from hypernet_d2.cli import detect
 
-    module = runpy.run_path(str(ROOT / "demo/demo.py"))
+    module = vars(detect)
     quiet = lambda sources, **_: sources  # noqa: E731
     module["run"].__globals__["tqdm"] = quiet
     return module
@@ -596,7 +596,7 @@ def _prepare_checkpoint(
 ) -> Callable[[], None]:
     import torch
 
-    from hypernet_d2.engine import HyperNetCheckpointer
+    from hypernet_d2.checkpoint import HyperNetCheckpointer
 
     path = root / f"model.{kind}"
     weights = {"weight": torch.ones(3, 2), "bias": torch.ones(3)}

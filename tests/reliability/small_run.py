@@ -17,7 +17,7 @@ from unittest import mock
 
 import torch
 
-from ..helpers import tiny_cfg, write_voc
+from tests.helpers import tiny_cfg, write_voc
 
 # Random in every way that a run can be: images of both aspect ratios, some with no object, sizes,
 # flips, dropout.
@@ -149,7 +149,7 @@ def _quietly(function) -> None:
 @contextlib.contextmanager
 def dies_while_writing(name: str, after: int):
     """SIGKILL to this process when a file whose name contains ``name`` has ``after`` bytes."""
-    from hypernet_d2.engine import checkpoint
+    from hypernet_d2.checkpoint import checkpointer as checkpoint
     from hypernet_d2.utils.files import replacing
 
     @contextlib.contextmanager

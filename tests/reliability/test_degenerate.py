@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ..helpers import tiny_cfg, write_voc
+from tests.helpers import tiny_cfg, write_voc
 
 SIZES = [(1, 1), (1, 5000), (5000, 1)]
 CONTENTS = {

@@ -1,0 +1,1 @@
+"""The commands; ``train_net.py``, ``demo/`` and ``tools/`` call them."""

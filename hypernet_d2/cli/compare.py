@@ -1,0 +1,256 @@
+"""Compares trained models: a report of their precision, proposals, speed and memory.
+
+    python tools/compare.py --run HyperNet output/h1 output/h2 --run FPN output/f1 output/f2 \\
+        [--benchmark inference.json training.json] --output DIR
+
+Each --run names a model and its output folders, one a seed. In a folder train_net.py has left
+config.yaml; results.json (of the latest evaluation); metrics.json (of the training); and after
+--eval-only --eval-proposals proposal_recall_DATASET.json. A file of tools/benchmark.py counts for
+the models that have its rows' names. DIR gets report.md and its plots.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from hypernet_d2.engine.trainer import RESULTS_FILE  # noqa: E402
+from hypernet_d2.evaluation import plot_precision, plot_recall, recall_file  # noqa: E402
+
+from .benchmark.models import markdown  # noqa: E402
+
+PRECISION = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+EVALUATE = "python train_net.py --config-file ... --eval-only MODEL.WEIGHTS ... OUTPUT_DIR"
+NOTE = (
+    "Means of the seeds, with ± their standard deviation where there are several. A cell is empty "
+    "where nothing was measured, and – where the figure is not defined (no such objects; a recall "
+    "that is never reached)."
+)
+
+
+@dataclass
+class Model:
+    """What is known of a model; every list has one entry a seed, in one order.
+
+    Attributes:
+        configs: contents of config.yaml.
+        results: {data set: {task: {metric: value}}}.
+        training: rows of metrics.json that were logged while it trained.
+        recall: {data set: what ProposalRecallEvaluator wrote}, nothing for one without.
+    """
+
+    name: str
+    folders: list[Path]
+    configs: list[dict]
+    results: list[dict]
+    training: list[list[dict]]
+    recall: dict[str, list[dict]]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", nargs="+", action="append", required=True, metavar="NAME DIR")
+    parser.add_argument("--benchmark", nargs="+", type=Path, default=[], metavar="FILE")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args(argv)
+    names = [words[0] for words in args.run]
+    if len(set(names)) < len(names) or min(map(len, args.run)) < 2:
+        parser.error(f"--run takes a name of its own and one folder or more; got {args.run}")
+    try:
+        models = [read_model(name, list(map(Path, folders))) for name, *folders in args.run]
+        check_data_sets(models)
+        benchmarks = [read_benchmark(path, names) for path in args.benchmark]
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    args.output.mkdir(parents=True, exist_ok=True)
+    sections = [f"# {' against '.join(names)}", NOTE, runs_table(models)]
+    for data_set in models[0].results[0]:
+        sections += precision_sections(models, data_set, args.output)
+        sections += recall_sections(models, data_set, args.output)
+    sections += [benchmark_section(content, names) for content in benchmarks]
+    (args.output / "report.md").write_text("\n\n".join(sections) + "\n")
+
+
+def read_model(name: str, folders: list[Path]) -> Model:
+    """Read the folders of one model.
+
+    Raises:
+        FileNotFoundError: naming a file that is not there; recall of the proposals may be missing
+            in all folders, not in some.
+        ValueError: if a folder is given twice, or a json file is none.
+    """
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"{name}: a folder is given twice: {[str(f) for f in folders]}")
+    results = [read_json(f / RESULTS_FILE, f"{EVALUATE} {f} writes it") for f in folders]
+    recall = {}
+    for data_set in results[0]:
+        paths = [recall_file(folder, data_set) for folder in folders]
+        if any(path.is_file() for path in paths):
+            hint = "other seeds have it; --eval-only --eval-proposals writes it"
+            recall[data_set] = [read_json(path, hint) for path in paths]
+    configs = [yaml.safe_load(existing(f / "config.yaml").read_text()) for f in folders]
+    return Model(name, folders, configs, results, [read_training(f) for f in folders], recall)
+
+
+def existing(path: Path, hint: str = "train_net.py writes it") -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; {hint}")
+    return path
+
+
+def read_json(path: Path, hint: str) -> dict:
+    try:
+        return json.loads(existing(path, hint).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no json file: {error}") from error
+
+
+def read_training(folder: Path) -> list[dict]:
+    path = folder / "metrics.json"  # missing where a model was only evaluated
+    rows = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
+    return [row for row in rows if "total_loss" in row]
+
+
+def read_benchmark(path: Path, names: list[str]) -> dict:
+    """Read a file of tools/benchmark.py that has a row for one of the models at least."""
+    content = read_json(path, "tools/benchmark.py --json writes it")
+    found = [row.get("name") for row in content.get("rows", [])]
+    if content.get("benchmark") not in ("inference", "training") or not {*found} & {*names}:
+        raise ValueError(
+            f"{path}: expected what tools/benchmark.py inference or training wrote, with a row of "
+            f"{names}; its rows are {found} (--config-file NAME=CONFIG names them)"
+        )
+    return content
+
+
+def check_data_sets(models: list[Model]) -> None:
+    first = models[0]
+    for model in models:
+        for folder, results in zip(model.folders, model.results, strict=True):
+            if list(results) != list(first.results[0]):
+                raise ValueError(
+                    f"{folder / RESULTS_FILE} is of {list(results)}, but that of "
+                    f"{first.folders[0]} of {list(first.results[0])}; expected the same data sets"
+                )
+
+
+def runs_table(models: list[Model]) -> str:
+    """What was run, and what training took."""
+    header = ["model", "seeds", "iterations", "proposals at test", "folders"]
+    header += ["training as logged (s an iteration)", "peak memory of training (MB)"]
+    rows = []
+    for model in models:
+        seeds = ["random" if c["SEED"] < 0 else str(c["SEED"]) for c in model.configs]
+        iterations = {str(c["SOLVER"]["MAX_ITER"]) for c in model.configs}
+        proposals = {str(c["MODEL"]["RPN"]["POST_NMS_TOPK_TEST"]) for c in model.configs}
+        seconds = [[row["time"] for row in rows if "time" in row] for rows in model.training]
+        memory = [[row["host_mem_mb"] for row in t if "host_mem_mb" in row] for t in model.training]
+        rows.append(
+            [
+                model.name,
+                ", ".join(seeds),
+                ", ".join(sorted(iterations)),
+                ", ".join(sorted(proposals)),
+                ", ".join(map(str, model.folders)),
+                cell([statistics.median(values) for values in seconds if values], 3),
+                cell([max(values) for values in memory if values], 0),
+            ]
+        )
+    return table(header, rows)
+
+
+def precision_sections(models: list[Model], data_set: str, output: Path) -> list[str]:
+    """Tables and plots of AP, and of each class's."""
+    sections = []
+    for task in dict.fromkeys(t for m in models for r in m.results for t in r[data_set]):
+        values = {model.name: metrics_of(model, data_set, task) for model in models}
+        classes = list(dict.fromkeys(k for v in values.values() for k in v if k.startswith("AP-")))
+        for what, metrics in (("", PRECISION), (" of each class", classes)):
+            chosen = {
+                name: {m.removeprefix("AP-"): v[m] for m in metrics if m in v}
+                for name, v in values.items()
+            }
+            if any(chosen.values()):
+                title = f"{data_set}, {task}: average precision{what}"
+                picture = f"{task}{what.replace(' ', '_')}_{data_set}.png"
+                plot_precision(chosen, output / picture, title)
+                columns = [m.removeprefix("AP-") for m in metrics]
+                rows = [[n, *(cell(v.get(c, [])) for c in columns)] for n, v in chosen.items()]
+                text = [f"## {title} (%)", table(["model", *columns], rows)]
+                sections += [*text, f"![]({picture})"]
+    return sections
+
+
+def metrics_of(model: Model, data_set: str, task: str) -> dict[str, list[float | None]]:
+    """{metric: one value a seed}."""
+    seeds = [results[data_set].get(task, {}) for results in model.results]
+    return {metric: [seed.get(metric) for seed in seeds] for metric in seeds[0]}
+
+
+def recall_sections(models: list[Model], data_set: str, output: Path) -> list[str]:
+    """Tables and the plot of the proposals' recall; nothing if no model has it."""
+    known = {model.name: model.recall[data_set] for model in models if data_set in model.recall}
+    if not known:
+        return []
+    figures = {
+        **{f"AR@{k}": ("AR", str(k), "all") for k in (10, 50, 100, 200, 1000)},
+        **{f"AR@100 {size}": ("AR", "100", size) for size in ("small", "medium", "large")},
+        **{f"N@{p}%": ("N", str(p), "all") for p in (25, 50, 75)},
+    }
+    curves = {
+        f"{k} at IoU {iou}": (iou, k - 1) for iou in ("0.5", "0.7") for k in (10, 50, 100, 200)
+    }
+    summary_rows, curve_rows = [], []
+    for model in models:
+        seeds = known.get(model.name, [])
+        cells = [cell([seed[a][b][c] for seed in seeds]) for a, b, c in figures.values()]
+        summary_rows.append([model.name, *cells])
+        cells = [
+            cell([s["recall_by_number"][a]["all"][i] for s in seeds]) for a, i in curves.values()
+        ]
+        curve_rows.append([model.name, *cells])
+    picture = f"recall_{data_set}.png"
+    plot_recall(known, output / picture)
+    return [
+        f"## {data_set}: recall of the proposals (%)",
+        "AR is the mean over IoU 0.5 to 0.95. N@p% is the least number of proposals an image that "
+        "finds p% of the objects at IoU 0.7.",
+        table(["model", *figures], summary_rows),
+        table(["model, proposals", *curves], curve_rows),
+        f"![]({picture})",
+    ]
+
+
+def benchmark_section(content: dict, names: list[str]) -> str:
+    rows = {row["name"]: row for row in content["rows"]}
+    setting = {k: v for k, v in content.items() if k not in ("rows", "benchmark")}
+    return "\n\n".join(
+        [
+            f"## Speed and memory: {content['benchmark']}",
+            ", ".join(f"{key} {value}" for key, value in setting.items()),
+            markdown([rows.get(name, {"name": name}) for name in names]),
+        ]
+    )
+
+
+def cell(values: Sequence[float | None], digits: int = 1) -> str:
+    """Mean and standard deviation over the seeds; a single whole number stays one."""
+    if not values:
+        return ""
+    if None in values:
+        return "–"
+    if len(values) == 1 and isinstance(values[0], int):
+        return str(values[0])
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,1 @@
+"""Data sets: BCCD, the generated digits, and any set in VOC layout."""

@@ -1,0 +1,281 @@
+"""Data sets in the layout of PASCAL VOC, with any list of classes, read defensively.
+
+    root/Annotations/<id>.xml
+    root/ImageSets/Main/<split>.txt       one id a line
+    root/JPEGImages/<id>.jpg              or .jpeg, .png, each also in capitals
+
+detectron2's own loader of VOC data trusts its input. People's own xml has missing sizes, boxes
+beyond the image and split files that name what is not there; here each is an error or a logged
+count when the set is loaded, before any training.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from hypernet_d2.data.checks import log_odd_boxes
+from hypernet_d2.utils.coco_json import leads_out
+from hypernet_d2.utils.images import refuse_programs
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+_ORIENTATION = 274  # the Exif tag; its values 5 to 8 swap width and height
+
+
+def register_voc_style(
+    name: str, root: str | Path, split: str, classes: Sequence[str], year: int = 2012
+) -> None:
+    """Register a VOC-style set in detectron2's catalogs; nothing is read before it is used.
+
+    The set is evaluated with ``COCOEvaluator`` (``evaluator_type`` is "coco"). The metadata also
+    holds what detectron2's ``PascalVOCDetectionEvaluator`` reads; that one takes ground truth
+    straight from the xml, so every object there needs ``pose``, ``truncated``, ``difficult`` and
+    whole numbers as coordinates.
+
+    Args:
+        name: name in ``DATASETS.TRAIN`` and ``DATASETS.TEST``. Registering the same set under the
+            same name again does nothing.
+        root: folder with ``Annotations``, ``ImageSets`` and ``JPEGImages``.
+        split: name of a file in ``ImageSets/Main``, without ".txt".
+        classes: class names; their order gives the category ids.
+        year: 2007 for the 11-point AP in ``PascalVOCDetectionEvaluator``, 2012 for the area.
+
+    Raises:
+        ValueError: the classes are not distinct names, the year is neither 2007 nor 2012, or
+            another set has the name.
+    """
+    classes = _check_classes(classes)
+    if year not in (2007, 2012):
+        raise ValueError(f"year of data set {name!r} is {year!r}, expected 2007 or 2012")
+    metadata = {
+        "thing_classes": list(classes),
+        "dirname": str(Path(root).expanduser()),
+        "split": split,
+        "year": year,
+        "evaluator_type": "coco",
+    }
+    if name in DatasetCatalog:
+        known = MetadataCatalog.get(name)
+        if any(known.get(key) != value for key, value in metadata.items()):
+            raise ValueError(
+                f"data set {name!r} is registered already, with root {known.get('dirname')!r}, "
+                f"split {known.get('split')!r} and classes {known.get('thing_classes')}; "
+                "expected another name, or the same root, split and classes"
+            )
+        return
+    MetadataCatalog.get(name).set(**metadata)
+    DatasetCatalog.register(name, lambda: load_voc_style(root, split, classes))
+
+
+def load_voc_style(root: str | Path, split: str, classes: Sequence[str]) -> list[dict]:
+    """Read a VOC-style split into detectron2's standard dataset dicts.
+
+    VOC counts pixels from 1 and includes both ends, so ``xmin - 1`` and ``xmax`` are a box's
+    sides in continuous coordinates, as in detectron2's own VOC loader. Objects marked difficult
+    stay in, as they do there, and carry ``"difficult": True``. An image without objects is kept,
+    with an empty list (detectron2 leaves it out of training under
+    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``).
+
+    Boxes with ``xmax <= xmin`` or ``ymax <= ymin`` have no area: no labelling tool writes a single
+    pixel on purpose, though VOC's convention would allow it. They and boxes wholly outside the
+    image are kept out; boxes partly outside are clipped. Each kind is counted and logged once with
+    the names of its files, save for clipping by one pixel, which is rounding.
+
+    Args:
+        root, split, classes: as in `register_voc_style`.
+
+    Returns:
+        One dict an image, in the order of the split file, with ``file_name``, ``image_id`` (str),
+        ``height``, ``width`` (pixels, as the image is shown, that is after Exif rotation) and
+        ``annotations``, each with ``bbox`` (x1, y1, x2, y2 in pixels), ``bbox_mode``,
+        ``category_id``, ``iscrowd`` (0) and ``difficult``.
+
+    Raises:
+        FileNotFoundError: the split file, or an image or xml that it names, is missing.
+        ValueError: a file's content is not what it has to be: an empty split or one that names an
+            image twice or a file outside of ``root``, an unreadable image, xml that does not parse
+            or declares a document type, a size that is missing or is not the image's, a class that
+            is not in ``classes``, a coordinate that is missing or is no number.
+    """
+    classes = _check_classes(classes)
+    root = Path(root).expanduser()
+    split_file = root / "ImageSets" / "Main" / f"{split}.txt"
+    odd_boxes: dict[str, list[str]] = defaultdict(list)
+    dicts = [
+        _load_image(root, image_id, split_file, classes, odd_boxes)
+        for image_id in _read_split(split_file)
+    ]
+    log_odd_boxes(odd_boxes, str(split_file), f" in {root / 'Annotations'}")
+    return dicts
+
+
+def _check_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    names = (classes,) if isinstance(classes, str) else tuple(classes)
+    if isinstance(classes, str) or not names or len(set(names)) != len(names):
+        raise ValueError(f"classes are {classes!r}, expected a list of distinct names")
+    return names
+
+
+def _read_split(split_file: Path) -> list[str]:
+    if not split_file.is_file():
+        others = sorted(p.stem for p in split_file.parent.glob("*.txt"))
+        raise FileNotFoundError(
+            f"{split_file}: no such split file; expected one image id a line"
+            + (f" (splits that are there: {', '.join(others)})" if others else "")
+        )
+    try:
+        lines = split_file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{split_file}: expected text in UTF-8, but {error}") from error
+    ids = [line.strip() for line in lines if line.strip()]
+    if not ids:
+        raise ValueError(f"{split_file}: names no image, expected one image id a line")
+    seen: set[str] = set()
+    for image_id in ids:
+        if image_id in seen:
+            raise ValueError(f"{split_file}: names {image_id!r} twice, expected distinct ids")
+        if leads_out(image_id):
+            raise ValueError(
+                f"{split_file}: names {image_id!r}, which leads out of the data set; expected the "
+                "name of a file in JPEGImages without its suffix"
+            )
+        seen.add(image_id)
+    return ids
+
+
+def _load_image(
+    root: Path,
+    image_id: str,
+    split_file: Path,
+    classes: tuple[str, ...],
+    odd_boxes: dict[str, list[str]],
+) -> dict:
+    image_file = _find_image(root / "JPEGImages", image_id, split_file)
+    xml_file = root / "Annotations" / f"{image_id}.xml"
+    if not xml_file.is_file():
+        raise FileNotFoundError(f"{xml_file}: no such annotation, but {split_file} names it")
+    annotation = _parse_xml(xml_file)
+    width, height = _check_size(annotation, xml_file, image_file)
+    annotations = []
+    for number, element in enumerate(annotation.findall("object"), start=1):
+        where = f"{xml_file}: object {number}"
+        name = (element.findtext("name") or "").strip()
+        if name not in classes:
+            raise ValueError(f"{where} is of class {name!r}, expected one of {list(classes)}")
+        corners = _read_corners(element, where)
+        box, what = _to_box(corners, width, height)
+        if what is not None:
+            odd_boxes[what].append(xml_file.name)
+        if box is None:
+            continue
+        annotations.append(
+            {
+                "bbox": box,
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": classes.index(name),
+                "iscrowd": 0,
+                "difficult": (element.findtext("difficult") or "").strip() == "1",
+            }
+        )
+    return {
+        "file_name": str(image_file),
+        "image_id": image_id,
+        "height": height,
+        "width": width,
+        "annotations": annotations,
+    }
+
+
+def _find_image(folder: Path, image_id: str, split_file: Path) -> Path:
+    for suffix in SUFFIXES:
+        path = folder / f"{image_id}{suffix}"
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"{folder / image_id}: no such image ({', '.join(SUFFIXES[:3])}), but {split_file} names it"
+    )
+
+
+def _parse_xml(xml_file: Path) -> ElementTree.Element:
+    """The root element. Entities need a document type, so xml that declares one is refused.
+
+    The test runs on the bytes, before the parser can expand anything. Without NUL bytes, UTF-16
+    and UTF-32 read as ASCII here, and every other encoding that the parser takes keeps ASCII.
+    """
+    content = xml_file.read_bytes()
+    if b"<!DOCTYPE" in content.replace(b"\0", b""):
+        raise ValueError(f"{xml_file}: has a document type (<!DOCTYPE), expected plain VOC xml")
+    try:
+        return ElementTree.fromstring(content)
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        raise ValueError(f"{xml_file}: expected VOC xml, but {error}") from error
+
+
+def _check_size(
+    annotation: ElementTree.Element, xml_file: Path, image_file: Path
+) -> tuple[int, int]:
+    """Width and height in pixels, on which the xml and the image's header have to agree."""
+    size = _image_size(image_file)
+    texts = [annotation.findtext(f"size/{side}") for side in ("width", "height")]
+    if any(text is None for text in texts):
+        raise ValueError(
+            f"{xml_file}: no size, expected <size> with width {size[0]} and height {size[1]} "
+            f"as {image_file} has"
+        )
+    try:
+        stated = tuple(int(text) for text in texts)
+    except ValueError:
+        stated = tuple(texts)
+    if stated != size:
+        raise ValueError(
+            f"{xml_file}: the size is {stated[0]} x {stated[1]} (width x height), but "
+            f"{image_file} is {size[0]} x {size[1]}, after any rotation that its Exif data asks for"
+        )
+    return size
+
+
+def _image_size(image_file: Path) -> tuple[int, int]:
+    """(width, height) as detectron2 shows the image; reads the header only."""
+    try:
+        refuse_programs(image_file)
+        with Image.open(image_file) as image:
+            width, height = image.size
+            # Without the test, Pillow would decode a whole png to look for Exif data at its end.
+            rotated = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) >= 5
+    except Exception as error:  # Pillow's are of every kind for damaged files
+        raise ValueError(f"{image_file}: cannot be read as an image: {error}") from error
+    return (height, width) if rotated else (width, height)
+
+
+def _read_corners(element: ElementTree.Element, where: str) -> tuple[float, ...]:
+    corners = []
+    for key in ("xmin", "ymin", "xmax", "ymax"):
+        text = element.findtext(f"bndbox/{key}")
+        try:
+            value = float(text)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"{where}: bndbox/{key} is {text!r}, expected a number of pixels")
+        corners.append(value)
+    return tuple(corners)
+
+
+def _to_box(
+    corners: tuple[float, ...], width: int, height: int
+) -> tuple[list[float] | None, str | None]:
+    """Corners as VOC counts to a continuous box within the image, and what was odd about them."""
+    xmin, ymin, xmax, ymax = corners
+    if xmax <= xmin or ymax <= ymin:
+        return None, "without area kept out"
+    box = [xmin - 1, ymin - 1, xmax, ymax]
+    clipped = [max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height)]
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        return None, "outside the image kept out"
+    cut = max(abs(a - b) for a, b in zip(box, clipped, strict=True))
+    return clipped, "partly outside the image clipped" if cut > 1 else None

@@ -1,0 +1,191 @@
+"""Training that is interrupted goes on as if it had not been, and what is whole stays so."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import signal
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.reliability import small_run
+
+pytestmark = pytest.mark.detectron2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("small_data")
+    small_run.write_data(root)
+    small_run.register(root)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> list[dict]:
+    """The losses of a run from beginning to end."""
+    output = tmp_path_factory.mktemp("unbroken")
+    small_run.train(output)
+    return small_run.losses(output)
+
+
+def assert_same(rows: list[dict], expected: list[dict]) -> None:
+    assert len(rows) == len(expected)
+    differences = map(small_run.difference, rows, expected)
+    assert max(differences) <= 1e-5
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_an_interrupted_run_has_the_losses_of_an_unbroken_one(unbroken, tmp_path, workers):
+    """SIGTERM after iterations 4 and 7, to the loader's processes too.
+
+    The number of workers changes nothing either.
+    """
+    opts = ("DATALOADER.NUM_WORKERS", workers)
+    for iteration in (4, 7):
+        with pytest.raises(SystemExit) as left:
+            small_run.train(tmp_path, *opts, at={iteration: small_run.sigterm})
+        assert left.value.code == 143
+        assert (tmp_path / "last_checkpoint").read_text() == f"model_{iteration:07}.pth"
+    small_run.train(tmp_path, *opts)
+    assert_same(small_run.losses(tmp_path), unbroken)
+    assert len({row["total_loss"] for row in unbroken}) == len(unbroken)
+
+
+def test_the_same_seed_gives_the_same_losses_twice_and_another_one_others(unbroken, tmp_path):
+    for name, seed in (("same", 7), ("other", 8)):
+        with pytest.raises(SystemExit):
+            small_run.train(tmp_path / name, "SEED", seed, at={2: small_run.sigterm})
+    same, other = (small_run.losses(tmp_path / name) for name in ("same", "other"))
+    assert_same(same, unbroken[:3])
+    assert small_run.difference(other[0], unbroken[0]) > 1e-3
+
+
+def test_batches_are_those_of_the_stock_loader():
+    from detectron2.data import build_detection_train_loader
+
+    from hypernet_d2.data.loader import build_repeatable_train_loader
+
+    cfg = small_run.config("DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 3)
+    stock = build_detection_train_loader(cfg, mapper=dict)
+    names = [[image["file_name"] for image in batch] for batch in islice(stock, 12)]
+    ours = build_repeatable_train_loader(cfg, dict)
+    ours.batch_sampler.start = 5
+    assert [[image["file_name"] for image in batch] for batch in islice(ours, 7)] == names[5:]
+    tall = [["tall" in name for name in batch] for batch in names]
+    assert {len(set(batch)) for batch in tall} == {1}  # wide and tall ones do not mix
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in folder.glob("*.pth"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run with the checkpoints of iterations 2, 5 and the last."""
+    folder = tmp_path_factory.mktemp("finished")
+    small_run.train(folder, "SOLVER.MAX_ITER", 7)
+    assert checkpoints(folder) == ["model_0000002.pth", "model_0000005.pth", "model_final.pth"]
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of it to spoil."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+def resumed_from(folder) -> str:
+    from hypernet_d2.checkpoint import HyperNetCheckpointer
+
+    return Path(HyperNetCheckpointer(torch.nn.Linear(1, 1), str(folder)).get_checkpoint_file()).name
+
+
+def spoil(path, how: str) -> None:
+    content = path.read_bytes()
+    half = len(content) // 2
+    spoilt = {"cut": content[:half], "empty": b"", "flipped": bytearray(content)}[how]
+    if how == "flipped":
+        spoilt[half] ^= 1
+    path.write_bytes(spoilt)
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "flipped"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(copy, caplog, how):
+    spoil(copy / "model_final.pth", how)
+    assert resumed_from(copy) == "model_0000005.pth"
+    assert "model_final.pth is damaged" in caplog.text
+    spoil(copy / "model_0000005.pth", how)
+    assert resumed_from(copy) == "model_0000002.pth"
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "taken"),
+    [
+        ("", "last_checkpoint names no checkpoint", "model_final.pth"),
+        ("model_0000004.pth", "model_0000004.pth is not there", "model_0000002.pth"),
+    ],
+)
+def test_a_last_checkpoint_that_leads_nowhere_is_told_and_the_newest_before_is_taken(
+    copy, caplog, content, message, taken
+):
+    (copy / "last_checkpoint").write_text(content)
+    (copy / "model_init.pth").write_bytes((copy / "model_final.pth").read_bytes())
+    assert resumed_from(copy) == taken
+    assert message in caplog.text
+
+
+def test_checkpoints_of_a_longer_run_before_are_not_taken(copy):
+    """Training anew in the same folder leaves them until they are overwritten."""
+    (copy / "last_checkpoint").write_text("model_0000005.pth")
+    spoil(copy / "model_0000005.pth", "cut")
+    assert resumed_from(copy) == "model_0000002.pth"
+
+
+def test_without_a_whole_checkpoint_all_are_named(copy):
+    for path in copy.glob("*.pth"):
+        spoil(path, "cut")
+    with pytest.raises(ValueError, match="model_final.pth is damaged; .*model_0000002.pth is dam"):
+        resumed_from(copy)
+
+
+def test_a_file_system_that_refuses_is_named_and_the_last_checkpoint_stands(finished, tmp_path):
+    """A limit on the size of files stands for a full disk: both let a part of a file be written."""
+    output = shutil.copytree(finished, tmp_path / "copy")
+    before = checkpoints(output)
+    size = (output / "model_final.pth").stat().st_size
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large.*copy/model_0000008\.pth"):
+            small_run.train(output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert checkpoints(output) == before
+    assert not list(output.glob("*.part"))
+    assert resumed_from(output) == "model_final.pth"
+
+
+def test_a_data_set_that_vanishes_is_named(tmp_path):
+    small_run.write_data(tmp_path)
+    photographs = tmp_path / "tall/JPEGImages"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small_run, "OPTIONS", [*small_run.OPTIONS, "DATASETS.TRAIN", ("vanishing",)])
+        from hypernet_d2.data import register_voc_style
+
+        register_voc_style("vanishing", tmp_path / "tall", "all", ["square", "bar"])
+        with pytest.raises(ValueError, match=r"tall/JPEGImages/00\d\.jpg.*No such file"):
+            small_run.train(tmp_path / "out", at={1: lambda: shutil.rmtree(photographs)})
+
+
+def test_sigterm_ends_an_evaluation_of_a_single_process(tmp_path, monkeypatch):
+    from hypernet_d2.engine import Trainer
+
+    monkeypatch.setattr(Trainer, "test", lambda *_: small_run.sigterm() or pytest.fail("went on"))
+    with pytest.raises(SystemExit) as left:
+        small_run.train(tmp_path, "TEST.EVAL_PERIOD", 2)
+    assert left.value.code == 143
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
