@@ -47,6 +47,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=("hypernet_d2", "hypernet_d2.*")),
+    # Beside the package, whose import takes seconds: `hypernet-d2 --help` answers at once.
+    py_modules=["hypernet_d2_cli"],
+    entry_points={"console_scripts": ["hypernet-d2 = hypernet_d2_cli:main"]},
     # model_zoo/configs is a symbolic link to configs/, so that a checkout, an editable installation
     # and a wheel (which gets a copy) all find them at one place.
     package_data={

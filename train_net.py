@@ -6,7 +6,7 @@ See hypernet_d2/cli/train.py.
 
 import sys
 
-from hypernet_d2.cli.train import main
+from hypernet_d2_cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("hypernet_d2.cli.train"))

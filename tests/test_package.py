@@ -45,7 +45,8 @@ def copy_checkout(to: Path) -> Path:
     """What packaging and the set-up read, in a folder with a space in its name."""
     checkout = to / "a checkout"
     checkout.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+    files = ("setup.py", "hypernet_d2_cli.py", "pyproject.toml", "README.md", "LICENSE")
+    for name in (*files, "MANIFEST.in"):
         shutil.copy(ROOT / name, checkout)
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("hypernet_d2", "configs", "tools"):
@@ -64,7 +65,7 @@ def test_wheel_holds_every_module_and_config(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "hypernet_d2").rglob("*.py")}
     configs = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
-    assert modules <= names
+    assert modules | {"hypernet_d2_cli.py"} <= names
     assert "hypernet_d2/py.typed" in names
     assert {f"hypernet_d2/model_zoo/{name}" for name in configs} <= names
     assert "hypernet_d2/deploy/models/digits.onnx" in names

@@ -25,7 +25,7 @@ CELL_WIDTH = 640  # pixels of one image on the sheet
 DPI = 160
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", required=True, help="config of the model")
     parser.add_argument("--output", required=True, type=Path, help="picture to write, .png or .jpg")
@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     )
     add_data_argument(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ..., as in train_net.py")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.num_images < 1:
         parser.error(f"--num-images {args.num_images}: expected 1 or more")
     if not 0 <= args.score <= 1:
@@ -111,8 +111,8 @@ def title(args: argparse.Namespace, cfg: CfgNode, dataset: str) -> str:
     return "   |   ".join([*parts, f"detections with score {args.score:g} or more"])
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     figure = make_sheet(args, load_cfg(args))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.output)

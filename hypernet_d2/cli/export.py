@@ -1,8 +1,5 @@
 """Exports a trained HyperNet as one file that runs without detectron2.
 
-    python tools/export_model.py --config-file configs/BCCD-Detection/hypernet_R_18.yaml \
-        --format onnx --output exported --size 240 320 MODEL.WEIGHTS output/bccd/model_final.pth
-
 The file holds the whole detector, from the pixels to the detections, for one size of canvas, and
 what hypernet_d2.deploy has to know of it. docs/DEPLOYMENT.md says more.
 """
@@ -29,13 +26,19 @@ from hypernet_d2.deploy import Detections, Detector, ModelInfo, read_image
 from hypernet_d2.engine import setup_cfg
 from hypernet_d2.export import ExportableDetector, capture, write_onnx, write_torch
 
+from .arguments import CommandParser, add_config_arguments
+
 # Of scores, and of boxes in pixels: what the order of additions explains.
 TOLERANCE = 1e-3
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--config-file", required=True, help="config of the model")
+    parser = CommandParser(
+        __doc__,
+        "--config BCCD-Detection/hypernet_R_18 --format onnx --output exported "
+        "--size 240 320 MODEL.WEIGHTS output/bccd/model_final.pth",
+    )
+    add_config_arguments(parser)
     parser.add_argument("--format", required=True, choices=("onnx", "torch_export", "torchscript"))
     parser.add_argument("--output", required=True, type=Path, help="folder for the file")
     parser.add_argument(

@@ -22,6 +22,8 @@ from hypernet_d2.engine import (
 )
 from hypernet_d2.modeling.proposal_generator import proposal_evaluation_cfg
 
+from .arguments import CommandParser, add_config_name_argument
+
 
 def run(args: argparse.Namespace):
     """One process's work: evaluate, or train and then evaluate."""
@@ -71,7 +73,13 @@ def evaluate(cfg, resume: bool, proposals: bool = False):
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and start the processes."""
-    parser = default_argument_parser()
+    parser = CommandParser(
+        __doc__,
+        "--config Digits-Detection/hypernet_R_18_demo OUTPUT_DIR output/digits",
+        parents=[default_argument_parser()],
+        add_help=False,
+    )
+    add_config_name_argument(parser)
     parser.add_argument(
         "--schedule",
         choices=("joint", "alternating"),
@@ -86,6 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_data_argument(parser)
     args = parser.parse_args(argv)
+    if not args.config_file:
+        parser.error("expected --config NAME or --config-file FILE")
     if args.eval_proposals and not args.eval_only:
         parser.error("--eval-proposals needs --eval-only")
     launch(

@@ -1,7 +1,5 @@
 """A page in the browser: drop a picture, and see how one or two exported models come to detect.
 
-    python demo/web.py [--model FILE [--model FILE]]
-
 Shown are the windows of the grid that score best, the proposals that they become, the detections
 and the channels of the hyper feature. FILE is one of tools/export_model.py; by default it is the
 digits model that ships with the project. The page loads nothing from elsewhere.
@@ -20,6 +18,8 @@ from PIL import Image
 
 from hypernet_d2.deploy import DIGITS_MODEL, Detector, Stages, draw_detections
 
+from .arguments import CommandParser
+
 # Names of the tabs, and what is under them.
 VIEWS = {
     "Detections": "What is left after the detector has looked at the proposals.",
@@ -33,7 +33,7 @@ SHOWN_WIDTH = 720  # pixels; smaller pictures are enlarged before they are drawn
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = CommandParser(__doc__, "--model exported/hypernet_R_18.onnx")
     parser.add_argument(
         "--model", action="append", default=[], metavar="FILE", help="exported model; at most two"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,17 +26,19 @@ def get_config_file(config_path: str) -> str:
     """Path of a config file, e.g. of "BCCD-Detection/hypernet_R_18.yaml".
 
     Raises:
-        ValueError: if there is none of that name; the message lists those there are.
+        ValueError: there is none of that name; the message lists the nearest names, or all.
     """
     path = _CONFIGS / config_path
     if path.suffix in _SUFFIXES and path.is_file():
         return str(path)
     known = sorted(
-        str(path.relative_to(_CONFIGS))
+        path.relative_to(_CONFIGS).as_posix()
         for path in _CONFIGS.glob("*/*")
         if path.suffix in _SUFFIXES and not path.name.startswith("Base-")
     )
-    raise ValueError(f"{config_path!r} is not in the model zoo; it has {known}")
+    near = get_close_matches(config_path, known)
+    expected = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}"
+    raise ValueError(f"{config_path!r} is not in the model zoo; {expected}")
 
 
 def get_checkpoint_url(config_path: str) -> str:
