@@ -14,9 +14,8 @@ NODE = "MODEL.HYPERNET"
 SECTION = re.compile(r"# ---- (.+?) -+$")
 HEAD = f"""# Configuration
 
-`hypernet_d2.add_hypernet_config(cfg)` adds these keys, all in `{NODE}`; their defaults are the
-paper's settings. This page is made from the comments in `hypernet_d2/config.py` by
-`python tools/config_reference.py`.
+`hypernet_d2.add_hypernet_config(cfg)` adds the node `{NODE}`; the defaults are the paper's
+settings. `python tools/config_reference.py` writes this page from `hypernet_d2/config.py`.
 """
 
 
@@ -39,7 +38,7 @@ def read_keys(source: str) -> list[Key]:
         for node in ast.parse(source).body
         if isinstance(node, ast.FunctionDef) and node.name == "add_hypernet_config"
     )
-    keys, section = [], "General"
+    keys, section = [], ""
     for node in function.body:
         if not isinstance(node, ast.Assign):
             continue
@@ -71,13 +70,14 @@ def comment_above(lines: list[str], line_number: int) -> tuple[str, str]:
 
 
 def to_markdown(keys: list[Key], docstring: str) -> str:
-    parts, section = [HEAD], ""
+    """A list for each node; keys and the docstring of the file as Markdown."""
+    parts, heading = [HEAD], ""
     for key in keys:
-        if key.section != section:
-            section = key.section
-            parts.append(f"\n## {section}\n\n| key | default | meaning |\n|---|---|---|\n")
-        meaning = key.meaning.replace("|", r"\|")
-        parts.append(f"| `{key.name}` | `{key.default}` | {meaning} |\n")
+        node, _, name = key.name.rpartition(".")
+        section = f": {key.section}" if key.section else ""
+        if heading != (heading := f"\n## {node}{section}\n\n"):
+            parts.append(heading)
+        parts.append(f"- `{name}` = `{key.default}`: {key.meaning}\n")
     stock = docstring.partition("\n\n")[2].strip().replace("``", "`")
     return "".join([*parts, f"\n## Keys of detectron2\n\n{stock}\n"])
 

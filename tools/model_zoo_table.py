@@ -3,11 +3,11 @@
 
     python tools/model_zoo_table.py             # parameters counted anew, the other cells kept
     python tools/model_zoo_table.py --flops     # FLOPs measured anew too (minutes on a CPU);
-                                                # --flops R_18: of the configs with that in the name
+                                                # --flops R_18: only of names with R_18
     python tools/model_zoo_table.py --check     # exit status 1 if the file would change
 
-A table stands between <!-- table FOLDER --> and <!-- end -->. Its last column, what was measured
-with this project, is filled in by hand and kept.
+A table stands between <!-- table FOLDER --> and <!-- end -->. Empty columns are left out. The
+column "measured" has the AP that this project obtained; it is edited by hand and kept.
 """
 
 from __future__ import annotations
@@ -20,20 +20,16 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from tabulate import tabulate
 
 from hypernet_d2 import model_zoo
 from hypernet_d2.cli.cost import count_flops, count_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "MODEL_ZOO.md"
-HEADER = "| config | parameters (M) | FLOPs (G) | published | measured |\n|---|---|---|---|---|\n"
-ROW = re.compile(
-    r"^\| \[.*\]\(\.\./configs/(?P<name>[^)]*)\.yaml\) \| [^|]* \| (?P<flops>[^|]*?) \|"
-    r" [^|]* \| (?P<measured>[^|]*?) \|$",
-    re.MULTILINE,
-)
-TABLE = re.compile(r"(<!-- table (?P<folder>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-# Long side of the image of which FLOPs are counted, for each short side that the configs test at.
+COLUMNS = ("config", "parameters (M)", "FLOPs (G)", "published", "measured")
+TABLE = re.compile(r"(<!-- table (?P<folder>\S+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL)
+# Long side of the image whose FLOPs are counted, by INPUT.MIN_SIZE_TEST.
 LONG_SIDE = {600: 1000, 800: 1333, 240: 320}
 
 PUBLISHED = {
@@ -78,16 +74,29 @@ def measure_flops(names: list[str]) -> dict[str, str]:
     return cells
 
 
-def row(name: str, old: dict[str, str], new_flops: str | None) -> str:
-    """One line of the table; ``old`` has the cells of the line that it replaces."""
-    cells = [
-        f"[{Path(name).name}](../configs/{name}.yaml)",
-        f"{parameters(name):.1f}",
-        new_flops or old.get("flops", ""),
-        PUBLISHED.get(name, ""),
-        old.get("measured", ""),
-    ]
-    return f"| {' | '.join(cells)} |\n"
+def read_table(folder: str, table: str) -> dict[str, dict[str, str]]:
+    """For each config of a table, its cells by column."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    rows = [dict(zip(lines[0], cells, strict=True)) for cells in lines[2:]]
+    return {f"{folder}/{row['config'][1:].partition(']')[0]}": row for row in rows}
+
+
+def row(name: str, old: dict[str, str], new_flops: str | None) -> dict[str, str]:
+    """The cells of a config by column; ``old`` has those of the row that it replaces."""
+    return {
+        "config": f"[{Path(name).name}](../configs/{name}.yaml)",
+        "parameters (M)": f"{parameters(name):.1f}",
+        "FLOPs (G)": new_flops or old.get("FLOPs (G)", ""),
+        "published": PUBLISHED.get(name, ""),
+        "measured": old.get("measured", ""),
+    }
+
+
+def to_markdown(rows: list[dict[str, str]]) -> str:
+    """A table of the columns that have a cell in any of the rows."""
+    columns = [column for column in COLUMNS if any(row[column] for row in rows)]
+    cells = [[row[column] for column in columns] for row in rows]
+    return f"{tabulate(cells, columns, tablefmt='github', disable_numparse=True)}\n"
 
 
 def update(text: str, measure: str | None = None) -> str:
@@ -105,13 +114,15 @@ def update(text: str, measure: str | None = None) -> str:
         raise ValueError(
             f"{DOCUMENT.name} has tables for {sorted(tables)}, configs/ has {sorted(names)}"
         )
-    old = {match["name"]: match.groupdict() for match in ROW.finditer(text)}
+    old = {}
+    for match in TABLE.finditer(text):
+        old |= read_table(match["folder"], match["table"])
     chosen = [n for group in names.values() for n in group if measure is not None and measure in n]
     measured = measure_flops(chosen)
 
     def table(match: re.Match) -> str:
         rows = [row(n, old.get(n, {}), measured.get(n)) for n in names[match["folder"]]]
-        return f"{match[1]}{HEADER}{''.join(rows)}{match[3]}"
+        return f"{match[1]}{to_markdown(rows)}{match[4]}"
 
     return TABLE.sub(table, text)
 
