@@ -27,7 +27,7 @@ from hypernet_d2.deploy.evaluate import main
 sys.exit(main())" "$model" "$digits/annotations.json" "$digits" --sheet "$sheet"
     python -c "$hide
 import hypernet_d2
-print('==> demo: training', hypernet_d2.DETECTRON2_HELP, end=', ')"
+print('==> demo: training needs detectron2.', hypernet_d2.DETECTRON2_HELP, end=', ')"
     echo "or name a wheel or a checkout that you have: make demo DETECTRON2=<path>"
     echo "$sheet"
     exit 0

@@ -1,28 +1,31 @@
 """HyperNet (Kong et al., CVPR 2016) as a detectron2 plugin.
 
 ``import hypernet_d2`` registers every backbone, proposal generator, head and dataset in
-detectron2's registries and catalogs. Without detectron2, ``hypernet_d2.layers`` and
-``hypernet_d2.deploy`` still import; everything else raises one ImportError that says how to get it.
+detectron2's registries and catalogs. Without a detectron2 that loads, ``hypernet_d2.layers``,
+``hypernet_d2.utils`` and ``hypernet_d2.deploy`` still import; everything else raises one
+ImportError that gives the reason and the command that installs detectron2.
 """
 
+import sys
 from importlib import import_module
-from importlib.util import find_spec
 
 __version__ = "0.1.0"
 
 DETECTRON2_HELP = (
-    "needs detectron2, which is not installed. It is on no package index; get it with: pip install "
-    "--no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git"
+    f"detectron2 is on no package index; install it with: {sys.executable or 'python'} -m pip "
+    "install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git"
     "@02b5c4e295e990042a714712c21dc79b731e8833'"
 )
 
-if find_spec("detectron2") is not None:
+try:
+    from . import _detectron2  # noqa: F401
+except ImportError:  # raised again by the first import that needs detectron2
+    __all__ = ["__version__"]
+else:
     from . import data, modeling  # noqa: F401  (importing registers)
     from .config import add_hypernet_config
 
     __all__ = ["add_hypernet_config", "__version__"]
-else:
-    __all__ = ["__version__"]
 
 
 def __getattr__(name: str):

@@ -87,7 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _how_to_get_detectron2() -> str:
     from hypernet_d2 import DETECTRON2_HELP
 
-    return f"hypernet_d2 {DETECTRON2_HELP}"
+    return DETECTRON2_HELP
 
 
 def _reasons(item: pytest.Item) -> list[str]:

@@ -1,10 +1,8 @@
 """Data sets, the dataset mapper, the loader, and the checks of what is loaded.
 
-Importing this package registers ``bccd_*`` and ``digits_*`` where detectron2 is installed.
+Importing this package registers ``bccd_*`` and ``digits_*`` where detectron2 can be used.
 `generate_digits` works without detectron2.
 """
-
-from importlib.util import find_spec
 
 from .datasets.digits import generate_digits
 
@@ -19,7 +17,11 @@ __all__ = [
     "register_voc_style",
 ]
 
-if find_spec("detectron2") is not None:
+try:
+    from hypernet_d2 import _detectron2  # noqa: F401
+except ImportError:  # raised again by __getattr__
+    pass
+else:
     from .checks import checked_data, load_dataset
     from .dataset_mapper import NamedErrorDatasetMapper
     from .datasets import builtin  # noqa: F401  (importing registers)
@@ -29,7 +31,5 @@ if find_spec("detectron2") is not None:
 
 def __getattr__(name: str):
     if name in __all__:
-        from hypernet_d2 import DETECTRON2_HELP
-
-        raise ImportError(f"hypernet_d2.data.{name} {DETECTRON2_HELP}")
+        from hypernet_d2 import _detectron2  # noqa: F401  (raises what says why it is missing)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
