@@ -3,5 +3,6 @@
 from hypernet_d2 import _detectron2  # noqa: F401
 
 from .checkpointer import HyperNetCheckpointer
+from .output_files import OUTPUT_FILES
 
-__all__ = ["HyperNetCheckpointer"]
+__all__ = ["OUTPUT_FILES", "HyperNetCheckpointer"]

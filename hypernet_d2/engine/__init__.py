@@ -3,10 +3,10 @@
 from hypernet_d2 import _detectron2  # noqa: F401
 
 from .alternating import train_alternating, write_results
+from .launch import launch
 from .part_pictures import draw_parts
 from .predictor import Predictor
 from .setup import add_data_argument, register_data, setup_cfg
-from .sigterm import launch
 from .trainer import Trainer, build_evaluator
 
 __all__ = [

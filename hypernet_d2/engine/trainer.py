@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import logging
 import math
 import os
-import resource
-import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from unittest import mock
 
 import torch
 from detectron2.config import CfgNode
@@ -23,7 +16,15 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from detectron2.engine import DefaultTrainer, HookBase, defaults, hooks
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    HookBase,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+    hooks,
+)
 from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
@@ -32,23 +33,24 @@ from detectron2.evaluation import (
 )
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from hypernet_d2.checkpoint import HyperNetCheckpointer
+from hypernet_d2.checkpoint import OUTPUT_FILES, HyperNetCheckpointer
 from hypernet_d2.data import NamedErrorDatasetMapper, PartDatasetMapper, checked_data, load_dataset
 from hypernet_d2.data.loader import build_repeatable_train_loader, outlive_sigterm, seed_everything
 from hypernet_d2.evaluation import PartEvaluator, ProposalRecallEvaluator
 from hypernet_d2.modeling.proposal_generator import proposal_network
-from hypernet_d2.utils.files import replacing
 
-from .finite import finite_steps
-from .sigterm import LeaveOnSigterm
+from .checks import check_num_classes, check_test_time_augmentation, has_parts
+from .finite import LossCheck
+from .host_memory import HostMemory
+from .sigterm import ExitOnSigterm
 
 __all__ = ["Trainer", "build_evaluator"]
 
 logger = logging.getLogger(__name__)
 
-LOG_PERIOD = 20  # that of the stock writers
 RESULTS_FILE = "results.json"
 EVALUATORS = {"coco": COCOEvaluator, "pascal_voc": PascalVOCDetectionEvaluator}
 
@@ -79,83 +81,71 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     return DatasetEvaluators([coco, PartEvaluator(dataset_name)])
 
 
-def has_parts(cfg: CfgNode) -> bool:
-    """Whether the model labels parts."""
-    return cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.NAME == "HypercolumnPartHead"
-
-
-def check_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
-    """Compares the ROI heads with the class names, which a data set has once it has been read.
-
-    More classes than the ROI heads have raise a ValueError; fewer, which do no harm, a warning.
-    """
-    known = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    for name in dataset_names:
-        classes = MetadataCatalog.get(name).get("thing_classes", None)
-        if classes is None or len(classes) == known:
-            continue
-        message = (
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {known}, but data set {name!r} has {len(classes)}: "
-            f"{', '.join(classes[:10])}"
-        )
-        if len(classes) > known:
-            raise ValueError(message)
-        logger.warning(message)
-
-
-class HostMemory(HookBase):
-    """Records the process's peak resident memory in MB, as ``host_mem_mb``, every 20 steps.
-
-    The stock printer shows a GPU's memory; on a CPU this hook logs the host's in its place.
-    """
-
-    def after_step(self) -> None:
-        if (self.trainer.iter + 1) % LOG_PERIOD:
-            return
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-        self.trainer.storage.put_scalar("host_mem_mb", memory, smoothing_hint=False)
-        if not torch.cuda.is_available():
-            logger.info("peak host memory: %.0f MB", memory)
-
-
 class Trainer(DefaultTrainer):
     """detectron2's DefaultTrainer, on GPUs or on a CPU, in one process or several."""
 
     def __init__(self, cfg: CfgNode):
-        for name in cfg.DATASETS.TEST:  # now, and not when the training is over
+        """
+        Raises:
+            ValueError, FileNotFoundError: a data set or the config does not fit; see
+                :func:`load_dataset`, :func:`check_num_classes` and
+                :func:`check_test_time_augmentation`.
+        """
+        # DefaultTrainer's constructor, step by step: it has no argument for the options of
+        # DistributedDataParallel and for the class of the checkpointer.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        check_test_time_augmentation(cfg)
+        for name in cfg.DATASETS.TEST:  # before training, not after it
             load_dataset(name, evaluated=True)
-        with _ddp_for(cfg):
-            super().__init__(cfg)
-        self.checkpointer = HyperNetCheckpointer(
-            self.model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        model = create_ddp_model(model, broadcast_buffers=False, **ddp_options(cfg))
+        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(
+            model, data_loader, optimizer
         )
-        for hook in self._hooks:
-            if hasattr(hook, "checkpointer"):
-                hook.checkpointer = self.checkpointer
+        self._loss_check = LossCheck(model)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = HyperNetCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As the stock one; a run that is resumed goes on with the batch that would have come."""
+        """As the stock one; a resumed run continues with the batch after the last one."""
         super().resume_or_load(resume)
-        if sampler := getattr(self._trainer.data_loader, "batch_sampler", None):
+        if sampler := getattr(self.data_loader, "batch_sampler", None):
             sampler.start = self.start_iter
 
     def run_step(self) -> None:
-        """The stock step; losses that are not finite end it with what they come from.
+        """The stock step.
 
-        With a ``SEED`` its random numbers depend on the iteration alone, so that those of a resumed
-        run are those that an unbroken one would have had.
+        With a ``SEED`` the random numbers depend on the iteration alone, so that a resumed run
+        has those of an uninterrupted one.
+
+        Raises:
+            FloatingPointError: losses, or the proposals of the region proposal network, are not
+                finite; naming the iteration and the images of the batch.
         """
         if self.cfg.SEED >= 0:
             seed_everything(self.cfg.SEED, 2, comm.get_rank(), self.iter)
-        with finite_steps(self._trainer):
+        try:
             super().run_step()
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"training stopped at iteration {self.iter}: {error}; images of the batch: "
+                f"{', '.join(self._loss_check.images)}"
+            ) from error
 
     def train(self):
         """The stock training.
 
         Raises:
-            OSError: naming ``OUTPUT_DIR``, where the system refuses to write and names no file.
+            OSError: naming ``OUTPUT_DIR``, if writing fails and the system's error names no file.
         """
         try:
             return super().train()
@@ -165,17 +155,17 @@ class Trainer(DefaultTrainer):
             raise OSError(
                 error.errno,
                 f"{error.strerror}; training stopped at iteration {self.iter}, and the last "
-                "checkpoint stands",
+                "checkpoint is kept",
                 self.cfg.OUTPUT_DIR,
             ) from error
 
     def build_hooks(self) -> list[HookBase]:
-        """The stock hooks, SIGTERM's before the evaluation, the host's memory before the last."""
+        """The stock hooks, with ExitOnSigterm before the evaluation and HostMemory after it."""
         stock = [hook for hook in super().build_hooks() if hook is not None]
         (evaluation,) = (i for i, hook in enumerate(stock) if isinstance(hook, hooks.EvalHook))
         return [
             *stock[:evaluation],
-            LeaveOnSigterm(),
+            ExitOnSigterm(),
             stock[evaluation],
             HostMemory(),
             *stock[evaluation + 1 :],
@@ -183,9 +173,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The stock model; on a CPU the backbone computes channels last, the faster layout there.
+        """The stock model; on a CPU the backbone is in channels-last layout, which is faster there.
 
-        Not the heads: some stock ones take views that this layout does not allow.
+        The heads are not: some stock ones take views that this layout does not allow.
         """
         model = super().build_model(cfg)
         if cfg.MODEL.DEVICE == "cpu":
@@ -230,23 +220,23 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
-        """The stock evaluation, which also leaves ``OUTPUT_DIR/results.json``.
+        """The stock evaluation, which also writes ``OUTPUT_DIR/results.json``.
 
-        The file is of the latest evaluation: {data set: {task: {metric: value}}}, null for NaN.
+        The file holds the latest evaluation: {data set: {task: {metric: value}}}, null for NaN.
         """
         results = super().test(cfg, model, evaluators)
         names = cfg.DATASETS.TEST
         if any(results.values()) and comm.is_main_process():
             by_dataset = {names[0]: results} if len(names) == 1 else results
-            Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-            text = json.dumps(_without_nan(by_dataset), indent=2, allow_nan=False)
-            with replacing(Path(cfg.OUTPUT_DIR, RESULTS_FILE), "w") as file:
+            OUTPUT_FILES.mkdirs(cfg.OUTPUT_DIR)
+            text = json.dumps(_nan_to_none(by_dataset), indent=2, allow_nan=False)
+            with OUTPUT_FILES.open(os.path.join(cfg.OUTPUT_DIR, RESULTS_FILE), "w") as file:
                 file.write(text + "\n")
         return results
 
     @classmethod
     def test_proposals(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
-        """Evaluate the recall of what a detector proposes, see :class:`ProposalRecallEvaluator`.
+        """Evaluate the recall of a detector's proposals, see :class:`ProposalRecallEvaluator`.
 
         Args:
             cfg: see :func:`hypernet_d2.evaluation.proposal_evaluation_cfg`.
@@ -257,7 +247,12 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
-        """Evaluate with the stock test-time augmentation; the keys end in ``_TTA``."""
+        """Evaluate with the stock test-time augmentation; the keys end in ``_TTA``.
+
+        Raises:
+            ValueError: see :func:`check_test_time_augmentation`.
+        """
+        check_test_time_augmentation(cfg)
         evaluators = [
             cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA"))
             for name in cfg.DATASETS.TEST
@@ -266,26 +261,17 @@ class Trainer(DefaultTrainer):
         return OrderedDict({f"{key}_TTA": value for key, value in results.items()})
 
 
-def _without_nan(value):
+def ddp_options(cfg: CfgNode) -> dict:
+    """Arguments of DistributedDataParallel for a model on a CPU; none for one on a GPU."""
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        return {}
+    # Otherwise gradients are laid out anew after the first iteration of every run, and more than
+    # two processes sum them in another order in the first iteration of a resumed run.
+    return {"device_ids": None, "find_unused_parameters": cfg.SEED >= 0}
+
+
+def _nan_to_none(value):
     """Nested dicts with None for NaN, which json does not have."""
     if isinstance(value, dict):
-        return {key: _without_nan(inside) for key, inside in value.items()}
+        return {key: _nan_to_none(inner) for key, inner in value.items()}
     return value if math.isfinite(value) else None
-
-
-@contextlib.contextmanager
-def _ddp_for(cfg: CfgNode) -> Iterator[None]:
-    """Let the stock trainer wrap a CPU model: DistributedDataParallel takes no device_ids there.
-
-    The processes share the cores out: more threads than cores wait for each other at every barrier.
-    """
-    if cfg.MODEL.DEVICE.startswith("cuda") or comm.get_world_size() == 1:
-        yield
-        return
-    torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
-    # Else gradients are laid out anew after the first iteration of every run, so that more than two
-    # processes sum them in another order in the first one of a resumed run.
-    layout_stays = {"find_unused_parameters": cfg.SEED >= 0}
-    wrap = functools.partial(defaults.create_ddp_model, device_ids=None, **layout_stays)
-    with mock.patch.object(defaults, "create_ddp_model", wrap):
-        yield

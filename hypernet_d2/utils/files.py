@@ -1,29 +1,31 @@
-"""Files that are there whole or not at all."""
+"""Files that are written completely or not at all, and hints for misspelt names."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import IO
 
-__all__ = ["replacing"]
+__all__ = ["atomic_write", "did_you_mean", "similar_files"]
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
-    """A file to write to, which takes its name when it is complete and on the disk.
+def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+    """Open a file for writing that replaces ``path`` when the block ends without an error.
 
-    Until then it is ``path.part``. A process that is killed leaves the old file as it was; an
-    error in writing also removes the part.
+    The data goes to ``path.part``, which is flushed to disk and renamed at the end. An existing
+    file is therefore intact until the new one is complete, also when the process is killed. An
+    error removes ``path.part``.
 
     Args:
-        path: the file to make or to replace.
+        path: the file to create or replace.
         mode: "wb" or "w".
 
     Raises:
-        OSError: naming ``path``, where the system refuses to write: a full disk, a read-only
-            folder.
+        OSError: naming ``path``, if the disk is full, the folder is read-only, etc.
     """
     path = os.fspath(path)
     part = f"{path}.part"
@@ -36,8 +38,29 @@ def replacing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(part)
-        # torch.save reports an error of the system as one of its own, raised while handling it.
+        # torch.save raises a RuntimeError of its own while it handles the OSError.
         cause = error if isinstance(error, OSError) else error.__context__
         if isinstance(cause, OSError) and isinstance(error, (OSError, RuntimeError)):
             raise OSError(cause.errno, f"cannot be written: {cause.strerror}", path) from error
         raise
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for an error message: ``"; did you mean 'NAME'?"``, or "" if no name is similar.
+
+    Args:
+        name: what the user wrote.
+        known: the names that exist.
+    """
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def similar_files(path: str | os.PathLike) -> str:
+    """The hint of `did_you_mean` for a missing file, from the names in its folder."""
+    path = Path(path)
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return ""
+    return did_you_mean(str(path), (str(path.parent / name) for name in names))

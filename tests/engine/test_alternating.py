@@ -171,7 +171,7 @@ class TestProposalFiles:
         from detectron2.modeling import build_model
 
         from hypernet_d2.engine import Trainer
-        from hypernet_d2.engine.alternating import ProposalWriter
+        from hypernet_d2.engine.proposal_writer import ProposalWriter
 
         path = str(tmp_path / "proposals.pkl")
         larger = ("DATASETS.TEST", ("alternating",), "INPUT.MIN_SIZE_TEST", 96)
@@ -193,14 +193,14 @@ class TestProposalFiles:
             np.testing.assert_allclose(loaded, raw, rtol=1e-5, atol=1e-4)
 
     def test_a_file_appears_only_when_it_is_complete(self, tmp_path, monkeypatch):
-        from hypernet_d2.engine import alternating
+        from hypernet_d2.engine import proposal_writer
 
         def interrupted(_, file):
             file.write(b"half")
             raise KeyboardInterrupt
 
-        writer = alternating.ProposalWriter(str(tmp_path / "proposals.pkl"))
-        monkeypatch.setattr(alternating.pickle, "dump", interrupted)
+        writer = proposal_writer.ProposalWriter(str(tmp_path / "proposals.pkl"))
+        monkeypatch.setattr(proposal_writer.pickle, "dump", interrupted)
         proposals = SimpleNamespace(
             proposal_boxes=SimpleNamespace(tensor=torch.zeros(0, 4)),
             objectness_logits=torch.zeros(0),

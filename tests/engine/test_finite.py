@@ -1,4 +1,4 @@
-"""Numbers that are not finite: what is named, and what stays of the run."""
+"""Numbers that are not finite: training stops, names the images, and keeps its checkpoint."""
 
 from __future__ import annotations
 
@@ -24,25 +24,6 @@ def named_batch() -> list[dict]:
     return [{**one, "file_name": f"{name}.jpg"} for one, name in zip(batch, "ab", strict=True)]
 
 
-def step(model, batch) -> None:
-    """One step of the stock trainer, as iteration 5, watched."""
-    from detectron2.engine import SimpleTrainer
-    from detectron2.utils.events import EventStorage
-
-    from hypernet_d2.engine.finite import finite_steps
-
-    trainer = SimpleTrainer(model, [batch], torch.optim.SGD(model.parameters(), 0.0))
-    trainer.iter = 5
-    with EventStorage(5), finite_steps(trainer):
-        trainer.run_step()
-
-
-def message(model, batch) -> str:
-    with pytest.raises(FloatingPointError) as caught:
-        step(model, batch)
-    return str(caught.value)
-
-
 def poisoned(output):
     """The output of a module with NaN in its first tensor."""
     if isinstance(output, torch.Tensor):
@@ -53,92 +34,29 @@ def poisoned(output):
     return (poisoned(output[0]), *output[1:])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "backbone.hyper_feature",
-        "backbone.trunk.res3.0.conv1",
-        "proposal_generator.scorer.objectness",
-        "roi_heads.box_head.fc1",
-        "roi_heads.box_predictor",
-    ],
-)
-def test_the_first_module_the_images_and_the_iteration_are_named(model, name):
-    module = model.get_submodule(name)
-    handle = module.register_forward_hook(lambda module, inputs, output: poisoned(output))
-    try:
-        text = message(model, named_batch())
-    finally:
-        handle.remove()
-    assert "training stopped at iteration 5: " in text
-    assert "Images of the batch: a.jpg, b.jpg" in text
-    expected = f"First that is not finite: the output of {name} ({type(module).__name__})"
-    assert text.endswith(expected)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+def test_losses_that_are_not_finite_raise_before_the_backward_pass(model):
+    from detectron2.utils.events import EventStorage
+
+    from hypernet_d2.engine.finite import LossCheck
+
+    model.roi_heads.box_predictor.register_forward_hook(lambda *args: poisoned(args[2]))
+    check = LossCheck(model)
+    with EventStorage(), pytest.raises(FloatingPointError, match="losses .*loss_cls is nan"):
+        model(named_batch())
+    assert check.images == ["a.jpg", "b.jpg"]
+    assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_value_that_is_bad_within_a_module_is_that_modules(model, monkeypatch):
-    generator = model.proposal_generator
-    apply = generator.box2box_transform.apply_deltas
-    monkeypatch.setattr(
-        generator.box2box_transform, "apply_deltas", lambda *a: apply(*a) * torch.inf
-    )
-    text = message(model, named_batch())
-    assert text.endswith("a value within proposal_generator (HyperNetProposals)")
+def test_finite_losses_and_detections_in_evaluation_pass(model):
+    from detectron2.utils.events import EventStorage
 
+    from hypernet_d2.engine.finite import LossCheck
 
-def test_an_image_or_a_box_that_is_not_finite_is_named(model):
-    from hypernet_d2.engine.finite import find_non_finite
-
-    batch = named_batch()
-    batch[1]["image"][0, 3, 3] = torch.inf
-    assert message(model, batch).endswith("'image' of b.jpg, as the mapper gives it")
-    batch = named_batch()
-    batch[0]["instances"].gt_boxes.tensor[0, 2] = torch.nan
-    assert find_non_finite(model, batch) == "'instances' of a.jpg, as the mapper gives it"
-
-
-def test_a_weight_that_is_not_finite_is_named(model):
-    weight = model.roi_heads.box_predictor.cls_score.weight
-    before = weight.detach().clone()
-    try:
-        weight.data[0, 0] = torch.inf
-        text = message(model, named_batch())
-    finally:
-        weight.data.copy_(before)
-    assert "First that is not finite: roi_heads.box_predictor.cls_score.weight, since the" in text
-
-
-def test_the_second_pass_has_the_precision_of_the_first(model):
-    from hypernet_d2.engine.finite import find_non_finite
-
-    conv = model.backbone.trunk.res2[0].conv1
-    handle = conv.register_forward_hook(
-        lambda module, inputs, output: poisoned(output) if output.dtype == torch.bfloat16 else None
-    )
-    try:
-        batch = named_batch()
-        assert find_non_finite(model, batch).startswith("unknown: a second pass")
-        found = find_non_finite(model, batch, precision=torch.bfloat16)
-    finally:
-        handle.remove()
-    assert found == f"the output of backbone.trunk.res2.0.conv1 ({type(conv).__name__})"
-
-
-def test_the_second_pass_draws_the_same_random_numbers(model):
-    """A module that fails for one draw of two thousand."""
-    drawn = []
-
-    def draw(module, inputs, output):
-        drawn.append(int(torch.randint(2000, ())))
-        return poisoned(output) if len(drawn) == 1 or drawn[-1] == drawn[0] else None
-
-    handle = model.backbone.register_forward_hook(draw)
-    try:
-        text = message(model, named_batch())
-    finally:
-        handle.remove()
-    assert drawn[0] == drawn[1] and "the output of backbone (HyperBackbone)" in text
+    check = LossCheck(model)
+    with EventStorage():
+        assert "loss_cls" in model(named_batch())
+    model.eval()(batched_inputs((64, 64)))
+    assert check.images == ["a.jpg", "b.jpg"]
 
 
 class TestCheckpoints:
@@ -176,15 +94,19 @@ class TestCheckpoints:
     def test_weights_that_are_not_finite_are_not_written(self, trainer, tmp_path):
         weight = trainer.model.roi_heads.box_head.fc1.weight
         weight.register_hook(lambda grad: grad * (torch.nan if trainer.iter == 2 else 1))
-        with pytest.raises(FloatingPointError, match=r"'model_0000002' is not written, as .*fc1"):
+        with pytest.raises(FloatingPointError, match=r"'model_0000002' is not written .*fc1"):
             trainer.train()
         self.check(tmp_path / "out")
 
-    def test_losses_that_are_not_finite_leave_the_checkpoint_before(self, trainer, tmp_path):
-        trainer.model.backbone.register_forward_hook(
+    @pytest.mark.parametrize("module", ["roi_heads.box_predictor", "proposal_generator.scorer"])
+    def test_values_that_are_not_finite_leave_the_checkpoint_before(
+        self, trainer, tmp_path, module
+    ):
+        """In the losses, and in the proposals, which detectron2 checks in the forward pass."""
+        trainer.model.get_submodule(module).register_forward_hook(
             lambda module, inputs, output: poisoned(output) if trainer.iter == 2 else None
         )
-        with pytest.raises(FloatingPointError, match=r"iteration 2.*\n.*\.jpg, .*\.jpg\n.*backb"):
+        with pytest.raises(FloatingPointError, match=r"iteration 2: .*: .*\d\.jpg, .*\d\.jpg"):
             trainer.train()
         self.check(tmp_path / "out")
 

@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(copy, caplog,
     ("content", "message", "taken"),
     [
         ("", "last_checkpoint names no checkpoint", "model_final.pth"),
-        ("model_0000004.pth", "model_0000004.pth is not there", "model_0000002.pth"),
+        ("model_0000004.pth", "model_0000004.pth does not exist", "model_0000002.pth"),
     ],
 )
 def test_a_last_checkpoint_that_leads_nowhere_is_told_and_the_newest_before_is_taken(

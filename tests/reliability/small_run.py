@@ -149,15 +149,15 @@ def _quietly(function) -> None:
 @contextlib.contextmanager
 def dies_while_writing(name: str, after: int):
     """SIGKILL to this process when a file whose name contains ``name`` has ``after`` bytes."""
-    from hypernet_d2.checkpoint import checkpointer as checkpoint
-    from hypernet_d2.utils.files import replacing
+    from hypernet_d2.checkpoint import output_files
+    from hypernet_d2.utils.files import atomic_write
 
     @contextlib.contextmanager
     def dying(path, mode="wb"):
-        with replacing(path, mode) as file:
+        with atomic_write(path, mode) as file:
             yield _Dying(file, after) if name in str(path) else file
 
-    with mock.patch.object(checkpoint, "replacing", dying):
+    with mock.patch.object(output_files, "atomic_write", dying):
         yield
 
 
