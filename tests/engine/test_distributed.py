@@ -91,10 +91,13 @@ def train_alternating(root: Path) -> None:
 
 
 def in_two_processes(root: Path) -> None:
-    torch.set_num_threads(1)
+    from detectron2.utils import comm
+
+    torch.set_num_threads(2)
     register(root)
     record_losses(root, "two")
     train_alternating(root)
+    (root / f"threads{comm.get_rank()}").write_text(str(torch.get_num_threads()))
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +122,10 @@ def test_losses_of_two_processes_equal_those_of_one(trained):
         # The losses change by far more than the tolerance, as images and weights do.
         assert np.ptp(losses[0]) > 1e-3, name
         np.testing.assert_allclose(losses[1], losses[0], atol=1e-4, rtol=0, err_msg=name)
+
+
+def test_the_trainers_of_the_steps_keep_the_number_of_threads(trained):
+    assert [(trained / f"threads{rank}").read_text() for rank in range(2)] == ["2", "2"]
 
 
 def test_two_processes_train_in_alternation(trained):
