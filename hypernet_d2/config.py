@@ -27,28 +27,31 @@ def add_hypernet_config(cfg: CN) -> None:
     """Add ``MODEL.HYPERNET`` with the paper's settings as defaults. Changes ``cfg`` in place."""
     hyper = cfg.MODEL.HYPERNET = CN()
 
-    # Registered name of the backbone that build_hyper_backbone wraps. It is built from this same
-    # config, with MODEL.RESNETS.OUT_FEATURES set to FEATURE.IN_FEATURES.
+    # Registered name of the backbone that build_hyper_backbone wraps; it is built from this config.
+    # At its default, MODEL.RESNETS.OUT_FEATURES, which ResNets, VGG and AlexNet read, is replaced
+    # by the maps that FEATURE.IN_FEATURES and HYPERCOLUMN.IN_FEATURES name, or for an FPN by
+    # MODEL.FPN.IN_FEATURES.
     hyper.TRUNK = "build_vgg_backbone"
-    # Evaluator of the test sets: "" for each data set's own kind, "coco" or "pascal_voc".
+    # Evaluator of the test sets: "coco", "pascal_voc", or "" for the evaluator_type in the metadata
+    # of each set.
     hyper.EVALUATOR = ""
 
     # ---- The hyper feature (paper 3.1) ---------------------------------------------------------
     hyper.FEATURE = CN()
-    # Maps of the trunk that are fused, finest first. The paper: first, middle and last.
+    # Feature maps of the trunk that are fused, finest first. The paper: first, middle and last.
     hyper.FEATURE.IN_FEATURES = ["conv1", "conv3", "conv5"]
     # Stride of the hyper feature in pixels; a power of 2.
     hyper.FEATURE.STRIDE = 4
-    # Channels that each map contributes; the paper's 42 give 126 from three maps.
+    # Channels per fused map; in the paper 42, which gives 126 for three maps.
     hyper.FEATURE.CHANNELS = 42
-    # Side of each map's convolution in cells; odd.
+    # Kernel size of the convolution of each map; odd.
     hyper.FEATURE.KERNEL_SIZE = 5
-    # Normalisation that makes the maps' scales alike: "LRN" (paper), "BN", "GN" or "none".
+    # Normalization of each map after its convolution: "LRN" (paper), "BN", "GN" or "none".
     hyper.FEATURE.NORM = "LRN"
-    # How coarse maps are brought up: "deconv" (paper) or "bilinear".
+    # Upsampling of maps coarser than STRIDE: "deconv" (paper) or "bilinear".
     hyper.FEATURE.UPSAMPLING = "deconv"
-    # Convolve coarse maps at their own stride and upsample the result, instead of the paper's
-    # upsampling before the convolution; factor^2 cheaper.
+    # Convolve maps coarser than STRIDE before upsampling, instead of after it as in the paper; the
+    # convolution then costs factor^2 less.
     hyper.FEATURE.CONV_FIRST = False
 
     # ---- Proposals (paper 3.2) -----------------------------------------------------------------
@@ -59,72 +62,72 @@ def add_hypernet_config(cfg: CN) -> None:
     hyper.PROPOSALS.SIZES = [8, 16, 32, 64, 128, 256, 512]
     # Aspect ratios (height / width) of the windows.
     hyper.PROPOSALS.ASPECT_RATIOS = [0.5, 1.0, 2.0]
-    # Distance of neighbouring windows as a fraction of their side, per axis, in (0, 1].
+    # Distance between neighboring windows as a fraction of their side, per axis, in (0, 1].
     hyper.PROPOSALS.STEP = 0.333
-    # Lower bound of that distance, in pixels.
+    # Minimum distance between neighboring windows, in pixels.
     hyper.PROPOSALS.MIN_STRIDE = 16.0
     # RoI pooling of the windows: "ROIPool" (paper) or "ROIAlignV2".
     hyper.PROPOSALS.POOLER_TYPE = "ROIPool"
     # Bins along each side of the pooled window.
     hyper.PROPOSALS.POOLER_RESOLUTION = 13
-    # Samples a bin and axis of ROIAlignV2; 0 takes as many as the bin has cells.
+    # Samples per bin and axis of ROIAlignV2; 0 takes one sample per cell of the bin.
     hyper.PROPOSALS.POOLER_SAMPLING_RATIO = 0
-    # Channels of the 3x3 convolution after (HyperNet-SP: before) pooling.
+    # Channels of the 3x3 convolution after pooling (HyperNet-SP: before pooling).
     hyper.PROPOSALS.CONV_DIM = 4
     # Width of the fully connected layer.
     hyper.PROPOSALS.FC_DIM = 256
-    # Whether a ReLU follows that convolution. The paper does not say; with so few channels it
-    # often ends with all but one of them at zero everywhere, and learns far slower.
+    # Apply a ReLU after that convolution. The paper does not say. With so few channels training
+    # often ends with all but one of them zero everywhere, and learns far slower.
     hyper.PROPOSALS.CONV_RELU = False
     # True is HyperNet-SP (paper 3.5): the 3x3 convolution runs on the map, before RoI pooling.
     hyper.PROPOSALS.CONV_BEFORE_POOLING = False
-    # Whether the best window of an object is positive even below the IoU threshold, as in the
-    # RPN. The paper's rule is the threshold alone.
+    # Label the best window of each object positive even below the IoU threshold, as the RPN does.
+    # The paper uses the threshold alone.
     hyper.PROPOSALS.ALLOW_LOW_QUALITY_MATCHES = False
 
     # ---- Detection (paper 3.3) -----------------------------------------------------------------
     hyper.BOX_HEAD = CN()
-    # Dropout after each fully connected layer; a fraction in [0, 1).
+    # Dropout probability after each fully connected layer, in [0, 1).
     hyper.BOX_HEAD.DROPOUT = 0.25
-    # Run the 3x3 convolution of the box head once on the map, before RoI pooling, instead of the
-    # paper's once in each region after it.
+    # Apply the 3x3 convolution of the box head once to the feature map, before RoI pooling, instead
+    # of to each region after it as in the paper.
     hyper.BOX_HEAD.CONV_BEFORE_POOLING = False
 
     # ---- Heads over hypercolumns (Hariharan et al., CVPR 2015) ----------------------------------
-    # HypercolumnMaskHead, HypercolumnPartHead (MODEL.ROI_MASK_HEAD.NAME) and
-    # HypercolumnKeypointHead (MODEL.ROI_KEYPOINT_HEAD.NAME) read these; POOLER_TYPE of their node
-    # is "", which hands them whole maps. CLS_AGNOSTIC_MASK and NUM_KEYPOINTS mean what they mean
-    # in the stock heads.
+    # Keys of HypercolumnMaskHead, HypercolumnPartHead (MODEL.ROI_MASK_HEAD.NAME) and
+    # HypercolumnKeypointHead (MODEL.ROI_KEYPOINT_HEAD.NAME). They need POOLER_TYPE "" in their node
+    # to get whole feature maps. CLS_AGNOSTIC_MASK and NUM_KEYPOINTS mean the same as in the stock
+    # heads.
     hyper.HYPERCOLUMN = CN()
-    # Maps that make up the hypercolumn, the one with the most context last. Empty takes
-    # MODEL.ROI_HEADS.IN_FEATURES. With HyperNetROIHeads any map of the backbone can be named, and
-    # with build_hyper_backbone also "hyper" and any map of the trunk; StandardROIHeads hands on
-    # only those of MODEL.ROI_HEADS.IN_FEATURES.
+    # Feature maps of the hypercolumn, the one with the most context last; empty means
+    # MODEL.ROI_HEADS.IN_FEATURES. With HyperNetROIHeads any map of the backbone is possible, and
+    # with build_hyper_backbone also "hyper" and any map of the trunk; with StandardROIHeads only
+    # the maps in MODEL.ROI_HEADS.IN_FEATURES.
     hyper.HYPERCOLUMN.IN_FEATURES = []
-    # Normalisation of each map before its classifiers, by detectron2's names: "" (none), "LN" (over
-    # the channels of a position), "GN", "BN", ... Maps of a trunk without normalisation need one.
+    # Normalization of each map before its classifiers, a name of detectron2's get_norm: "" (none),
+    # "LN" (over the channels of a position), "GN", "BN", ... Maps of a trunk without normalization
+    # need one.
     hyper.HYPERCOLUMN.NORM = ""
-    # K: classifiers along each side of a box; 5 or 10 in the paper, 1 for one
-    # classifier that does not know where it is in the box.
+    # K: classifiers along each side of a box; 5 or 10 in the paper. 1 is one classifier for all
+    # locations.
     hyper.HYPERCOLUMN.GRID_SIZE = 5
-    # Side of the classifiers' convolutions in cells; odd.
+    # Kernel size of the classifiers' convolutions; odd.
     hyper.HYPERCOLUMN.KERNEL_SIZE = 1
-    # Positions along each side of a heat map; 50 in the paper.
+    # Side of a heat map; 50 in the paper.
     hyper.HYPERCOLUMN.HEATMAP_SIZE = 50
-    # How far each side of a box is moved outwards, as a fraction of the box's width or height. "A
-    # little" in the paper.
+    # How far each side of a box is moved outwards, as a fraction of the box's width or height. The
+    # paper gives no number.
     hyper.HYPERCOLUMN.BOX_EXPANSION = 0.1
-    # Square root of the area of a box, in pixels of the network's input, from which on it counts
-    # in full in the loss of masks and parts; a smaller one counts in proportion to its area. 0
-    # lets all boxes count alike. The rule, and 224 pixels of the image, are those of the code that
-    # the authors published.
+    # Weight of a box in the loss of masks and parts: its area divided by the square of this number
+    # of pixels of the network's input, at most 1. 0 gives all boxes the same weight. The rule and
+    # the 224 pixels are those of the authors' published code.
     hyper.HYPERCOLUMN.FULL_WEIGHT_SIZE = 224.0
-    # The box's own feature, which adds a bias to each classifier (fc7 of the paper): the last map,
-    # RoIAligned to this size, a 3x3 convolution, a fully connected layer.
+    # Feature of the box, which adds a bias to each classifier (fc7 in the paper): RoIAlign of the
+    # last map to this size, a 3x3 convolution, a fully connected layer.
     hyper.HYPERCOLUMN.POOLER_RESOLUTION = 7
     # Channels of that convolution.
     hyper.HYPERCOLUMN.CONV_DIM = 64
-    # Width of that fully connected layer; 0 leaves the whole box feature out.
+    # Width of that fully connected layer; 0 for no box feature.
     hyper.HYPERCOLUMN.FC_DIM = 1024
     # Number of part labels of HypercolumnPartHead.
     hyper.HYPERCOLUMN.NUM_PARTS = 3

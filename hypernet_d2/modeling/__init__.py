@@ -1,4 +1,4 @@
-"""What detectron2's registries get: importing this package registers all of it."""
+"""Backbones, the proposal generator and the heads. Importing this package registers them."""
 
 from hypernet_d2 import _detectron2  # noqa: F401
 

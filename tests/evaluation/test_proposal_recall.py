@@ -199,7 +199,7 @@ def test_a_model_that_proposes_nothing_is_refused():
     from hypernet_d2.modeling.proposal_generator import proposal_network
 
     cfg = tiny_cfg("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals")
-    with pytest.raises(ValueError, match="another MODEL.PROPOSAL_GENERATOR.NAME than 'Precomp"):
+    with pytest.raises(ValueError, match="MODEL.PROPOSAL_GENERATOR.NAME other than 'Precomp"):
         proposal_network(build_model(cfg))
 
 

@@ -110,16 +110,17 @@ def test_equal_scores_are_taken_in_the_order_of_the_windows():
 
 
 @pytest.mark.parametrize(("objects", "kept"), [(80, 10), (12, 10), (6, 6)])
-def test_suppression_of_the_best_few_keeps_what_that_of_all_keeps(objects, kept):
-    """Of 600 boxes around some objects, where the best 50 are around two of them."""
-    generator = build("MODEL.RPN.POST_NMS_TOPK_TEST", 10).eval().proposal_generator
+def test_nms_of_the_top_scored_boxes_keeps_what_nms_of_all_boxes_keeps(objects, kept):
+    """600 boxes around several objects; the 50 with the best score are around two of them."""
+    opts = ["MODEL.RPN.PRE_NMS_TOPK_TEST", 600, "MODEL.RPN.POST_NMS_TOPK_TEST", 10]
+    generator = build(*opts).eval().proposal_generator
     torch.manual_seed(0)
     object_of = torch.cat([torch.arange(50) % 2, torch.randint(0, objects, (550,))])
     corners = torch.stack([object_of % 10, object_of // 10], dim=1) * 30.0
     corners = corners + torch.rand(600, 2)
     boxes = torch.cat([corners, corners + 20], dim=1)
     ranks = -torch.arange(600.0)
-    proposal = generator._suppress(boxes, ranks, (300, 300))
+    proposal = generator._nms(boxes, ranks, (300, 300))
     expected = nms(boxes, ranks, generator.nms_thresh)[:10]
     assert len(expected) == kept
     assert torch.equal(proposal.objectness_logits, ranks[expected])

@@ -1,4 +1,4 @@
-"""AlexNet (Krizhevsky, 2014, one column) as a detectron2 backbone; detectron2 has none."""
+"""AlexNet with one column (Krizhevsky, 2014) as a detectron2 backbone."""
 
 from __future__ import annotations
 
@@ -15,35 +15,34 @@ __all__ = ["AlexNet", "build_alexnet_backbone"]
 
 CHANNELS = (64, 192, 384, 256, 256)
 STRIDES = (4, 8, 16, 16, 16)
-# Left, right, top, bottom. Together they make each map exactly 1 / stride of its input, and keep
-# its cells near where ROIPooler takes them to be (see AlexNet).
+# (left, right, top, bottom), chosen so that each map has exactly input size / stride cells and its
+# cells stay close to where ROIPooler assumes them (see AlexNet).
 CONV1_PADDING = (3, 4, 3, 4)
 POOL_PADDING = {1: (0, 1, 0, 1), 2: (1, 0, 1, 0)}
 
 
 class AlexNet(StagedTrunk):
-    """The convolutional part of AlexNet, in stages ``conv1`` to ``conv5`` of stride 4, 8, 16 x 3.
+    """The convolutional layers of AlexNet: stages ``conv1`` to ``conv5``, strides 4, 8, 16, 16, 16.
 
-    The layers and their weights are those of torchvision's AlexNet, the one whose ImageNet weights
-    are public; local response normalisation, the two columns and their groups, which Krizhevsky's
-    first version had, are not in it. A stage's map is that before its pooling; the pooling opens
-    the next stage.
+    Layers and weights are those of torchvision's AlexNet, whose ImageNet weights are public. It has
+    neither the local response normalization nor the two columns of Krizhevsky's first version. The
+    map of a stage is the one before pooling; the pooling is the first layer of the next stage.
 
-    Padding differs. torchvision pads ``conv1`` by 2 and the 3x3 poolings by nothing, which fits
-    images of 224 pixels; an image of H pixels gets maps of less than H / stride cells, and cells
-    that lie up to 7.5 pixels away from where a detector takes them to be, (i + 1/2) * stride. Here
-    ``conv1`` is padded by 7 in all and each pooling by 1, on the sides where the shifts cancel:
-    maps have H // stride cells, shifted by 0.5 (``conv1``), 2.5 (``conv2``) and -1.5 pixels
-    (``conv3`` to ``conv5``). Away from the border the values are torchvision's.
+    The padding differs from torchvision's, which is made for images of 224 pixels: 2 for ``conv1``
+    and 0 for the 3x3 poolings. With it a map has fewer than H / stride cells, and a cell lies up to
+    7.5 pixels away from (i + 1/2) * stride, where a detector assumes it. Here ``conv1`` is padded
+    by 7 in total and each pooling by 1, on the sides where the shifts cancel. Maps have H // stride
+    cells, shifted by 0.5 (``conv1``), 2.5 (``conv2``) and -1.5 pixels (``conv3`` to ``conv5``).
+    Away from the border the values equal torchvision's.
 
     Args:
         in_channels: channels of the image.
         channels: output channels of the five stages.
         out_features: names of the stages that ``forward`` returns.
-        freeze_at: the first ``freeze_at`` stages are not trained, in 0 to 5.
+        freeze_at: number of leading stages that are not trained, 0 to 5.
 
     Raises:
-        ValueError: as :class:`StagedTrunk` does.
+        ValueError: see :class:`StagedTrunk`.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class AlexNet(StagedTrunk):
         )
 
     def make_stage(self, index: int, in_channels: int) -> nn.Sequential:
-        """Pooling (before the second and third convolution) and the stage's convolution."""
+        """Max pooling (in the second and third stage), then the convolution."""
         channels = self._channels[index]
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         if index == 0:
@@ -72,8 +71,8 @@ class AlexNet(StagedTrunk):
             conv = conv_relu(in_channels, channels, 11, stride=4)
         else:
             if index in POOL_PADDING:
-                # A ReLU comes before, so that a 0 beside the map never is a window's maximum
-                # alone.
+                # Zeros do not change a maximum here: the input comes from a ReLU, and each pooling
+                # window has at least one cell of the map.
                 layers["pad"] = nn.ZeroPad2d(POOL_PADDING[index])
                 layers["pool"] = nn.MaxPool2d(3, 2)
             size = 5 if index == 1 else 3
@@ -84,7 +83,7 @@ class AlexNet(StagedTrunk):
 
 @BACKBONE_REGISTRY.register()
 def build_alexnet_backbone(cfg, input_shape: ShapeSpec) -> AlexNet:
-    """AlexNet from a config: ``MODEL.RESNETS.OUT_FEATURES`` and ``MODEL.BACKBONE.FREEZE_AT``."""
+    """AlexNet from ``MODEL.RESNETS.OUT_FEATURES`` and ``MODEL.BACKBONE.FREEZE_AT``."""
     return AlexNet(
         input_shape.channels,
         out_features=cfg.MODEL.RESNETS.OUT_FEATURES,

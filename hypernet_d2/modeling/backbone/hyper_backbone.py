@@ -1,10 +1,11 @@
-"""The trunk and the hyper feature as one detectron2 backbone (paper 3.1)."""
+"""A trunk and the hyper feature as one detectron2 backbone (paper 3.1)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
 from torch import Tensor
@@ -13,21 +14,23 @@ from hypernet_d2.layers import HyperFeature
 
 __all__ = ["HyperBackbone", "build_hyper_backbone"]
 
+RESNET_MAPS = ("stem", "res2", "res3", "res4", "res5")
+
 
 class HyperBackbone(Backbone):
-    """A trunk whose maps are fused into one, named ``hyper``.
+    """Fuses feature maps of a trunk into one map, named ``hyper``.
 
     Args:
         trunk: any detectron2 backbone.
-        in_features: names of the trunk's maps that are fused.
-        extra_features: names of the trunk's maps that are returned beside ``hyper``, for heads
-            over hypercolumns.
+        in_features: names of the feature maps of the trunk that are fused.
+        extra_features: names of the feature maps of the trunk that are returned beside ``hyper``,
+            for heads over hypercolumns.
         stride, channels, kernel_size, norm, upsampling, conv_first: see
             :class:`hypernet_d2.layers.HyperFeature`.
 
     Raises:
-        ValueError: if the trunk lacks a map of ``in_features``, if ``stride`` is not a power of 2,
-            and as :class:`hypernet_d2.layers.HyperFeature` does.
+        ValueError: if the trunk has no map of a name in ``in_features`` or ``extra_features``, if
+            ``stride`` is not a power of 2, and as :class:`hypernet_d2.layers.HyperFeature` does.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class HyperBackbone(Backbone):
         if stride < 1 or stride & (stride - 1):
             raise ValueError(f"FEATURE.STRIDE is {stride}; expected a power of 2")
         self.trunk = trunk
-        self.in_features = list(in_features)
+        self.in_features = tuple(in_features)
         self.extra_features = {name: shapes[name] for name in extra_features}
         self.hyper_feature = HyperFeature(
             {name: shapes[name].channels for name in in_features},
@@ -63,34 +66,46 @@ class HyperBackbone(Backbone):
             upsampling=upsampling,
             conv_first=conv_first,
         )
-        self._size_divisibility = math.lcm(
-            stride,
-            trunk.size_divisibility or 1,
-            *(shapes[name].stride for name in [*in_features, *extra_features]),
-        )
+        # A trunk that does not state its divisibility is taken to need that of its coarsest map.
+        strides = {name: shape.stride for name, shape in shapes.items()}
+        of_trunk = trunk.size_divisibility or math.lcm(*strides.values())
+        used = [strides[name] for name in [*in_features, *extra_features]]
+        self._size_divisibility = math.lcm(stride, of_trunk, *used)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """{"hyper": channels and stride of the hyper feature}, and the same of the extra maps."""
+        """Channels and stride of ``hyper`` and of each extra map."""
         feature = self.hyper_feature
         hyper = ShapeSpec(channels=feature.out_channels, stride=feature.stride)
         return {"hyper": hyper, **self.extra_features}
 
     @property
     def size_divisibility(self) -> int:
-        """The coarsest stride that is fused or returned, so that all maps align."""
+        """Divisor of the padded image size with which all maps cover the same pixels."""
         return self._size_divisibility
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """The trunk's own wish for square input, if it has one."""
+        """Those of the trunk (for example a square input), with our size divisibility."""
         return {**self.trunk.padding_constraints, "size_divisibility": self._size_divisibility}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Image (N, 3, H, W), normalised, to {"hyper": (N, C, H / stride, W / stride)}, and the
-        extra maps."""
+        """Compute the hyper feature of a batch of normalized images.
+
+        Args:
+            x: (N, 3, H, W); H and W are multiples of :attr:`size_divisibility`.
+
+        Returns:
+            {"hyper": (N, C, H / stride, W / stride)} and the extra maps by their names.
+        """
         maps = self.trunk(x)
+        hyper = self.hyper_feature(maps)
         extra = {name: maps[name] for name in self.extra_features}
-        return {"hyper": self.hyper_feature(maps), **extra}
+        unused = maps.keys() - self.in_features - extra.keys()
+        if self.training and unused:
+            # DistributedDataParallel needs a gradient of every parameter, also of those that only
+            # such a map depends on.
+            hyper = hyper + 0 * sum(maps[name].mean() for name in unused)
+        return {"hyper": hyper, **extra}
 
 
 def _check_features(node: str, in_features: Sequence[str], available: Sequence[str]) -> None:
@@ -98,8 +113,8 @@ def _check_features(node: str, in_features: Sequence[str], available: Sequence[s
     missing = [name for name in in_features if name not in available]
     if missing or not in_features:
         raise ValueError(
-            f"{key} is {list(in_features)}, but the trunk has no map {missing}; it has "
-            f"{list(available)}"
+            f"{key} is {list(in_features)}, but the trunk has only {list(available)} (stock "
+            "ResNets, also below an FPN, return the maps in MODEL.RESNETS.OUT_FEATURES)"
         )
     repeated = sorted({name for name in in_features if list(in_features).count(name) > 1})
     if repeated:
@@ -108,9 +123,9 @@ def _check_features(node: str, in_features: Sequence[str], available: Sequence[s
 
 @BACKBONE_REGISTRY.register()
 def build_hyper_backbone(cfg, input_shape: ShapeSpec) -> HyperBackbone:
-    """The backbone that ``MODEL.HYPERNET.TRUNK`` names, under a hyper feature.
+    """Build the backbone that ``MODEL.HYPERNET.TRUNK`` names, and the hyper feature over it.
 
-    It also returns the maps of the trunk that ``MODEL.HYPERNET.HYPERCOLUMN.IN_FEATURES`` names.
+    The result also returns the maps that ``MODEL.HYPERNET.HYPERCOLUMN.IN_FEATURES`` names.
     """
     feature = cfg.MODEL.HYPERNET.FEATURE
     hypercolumn = [f for f in cfg.MODEL.HYPERNET.HYPERCOLUMN.IN_FEATURES if f != "hyper"]
@@ -127,20 +142,31 @@ def build_hyper_backbone(cfg, input_shape: ShapeSpec) -> HyperBackbone:
     )
 
 
-def _build_trunk(cfg, input_shape: ShapeSpec, out_features: list[str]) -> Backbone:
+def _build_trunk(cfg: CfgNode, input_shape: ShapeSpec, in_features: list[str]) -> Backbone:
+    """Build the trunk. A stock ResNet, VGG or AlexNet returns the maps in ``in_features``.
+
+    Those trunks read ``MODEL.RESNETS.OUT_FEATURES``, and so does the ResNet below an FPN. A value
+    that the user set is kept. The default, a single map, becomes ``MODEL.FPN.IN_FEATURES`` if that
+    is set, else ``in_features``. Other trunks ignore the key.
+    """
     name = cfg.MODEL.HYPERNET.TRUNK
     if name not in BACKBONE_REGISTRY or name == "build_hyper_backbone":
         known = sorted(key for key, _ in BACKBONE_REGISTRY if key != "build_hyper_backbone")
         raise ValueError(f"MODEL.HYPERNET.TRUNK is {name!r}; expected one of {known}")
-    trunk_cfg = cfg.clone()
-    trunk_cfg.defrost()
-    trunk_cfg.MODEL.RESNETS.OUT_FEATURES = list(dict.fromkeys(out_features))
+    build_trunk = BACKBONE_REGISTRY.get(name)
+    if cfg.MODEL.RESNETS.OUT_FEATURES != get_cfg().MODEL.RESNETS.OUT_FEATURES:
+        return build_trunk(cfg, input_shape)
+    out_features = cfg.MODEL.FPN.IN_FEATURES or dict.fromkeys(in_features) or RESNET_MAPS
     try:
-        return BACKBONE_REGISTRY.get(name)(trunk_cfg, input_shape)
-    except AssertionError as error:  # the stock ResNet's answer to a map that it lacks
-        trunk_cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
-        stages = BACKBONE_REGISTRY.get(name)(trunk_cfg, input_shape).named_children()
-        raise ValueError(
-            f"MODEL.HYPERNET.FEATURE.IN_FEATURES and HYPERCOLUMN.IN_FEATURES name {out_features}, "
-            f"but the trunk {name} has only {[stage for stage, _ in stages]}"
-        ) from error
+        return build_trunk(_with_out_features(cfg, out_features), input_shape)
+    except AssertionError:
+        # The stock ResNet has no map of one of these names. Either the names are those of a
+        # pyramid above it, or they are wrong, and HyperBackbone lists the maps of the ResNet.
+        return build_trunk(_with_out_features(cfg, RESNET_MAPS), input_shape)
+
+
+def _with_out_features(cfg: CfgNode, out_features: Iterable[str]) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.RESNETS.OUT_FEATURES = list(out_features)
+    return cfg

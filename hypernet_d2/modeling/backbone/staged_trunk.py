@@ -1,4 +1,4 @@
-"""What the plain convolutional trunks share: stages in a row, any of which can be an output."""
+"""Base class of AlexNet and VGG: a sequence of stages, each of which can be an output."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ __all__ = ["StagedTrunk", "conv_relu"]
 
 
 def conv_relu(in_channels: int, out_channels: int, kernel_size: int, **kwargs) -> Conv2d:
-    """Convolution and ReLU with He's initialisation; ``kwargs`` are those of ``Conv2d``."""
+    """Convolution and ReLU with MSRA initialization; ``kwargs`` are those of ``Conv2d``."""
     conv = Conv2d(in_channels, out_channels, kernel_size, activation=nn.ReLU(), **kwargs)
     weight_init.c2_msra_fill(conv)
     return conv
 
 
 class StagedTrunk(Backbone):
-    """Stages ``conv1``, ``conv2``, ... in a row; those after the last output are not built.
+    """Stages ``conv1``, ``conv2``, ... in sequence. Stages after the last output are not built.
 
-    A subclass says in :meth:`make_stage` what a stage is. A convolution is named after its stage
-    and its place in it (``conv3.conv3_1``): names that no other part of a detector ends in, since
-    detectron2's checkpointer matches the keys of ImageNet weights by their endings.
+    A subclass builds a stage in :meth:`make_stage`. It names a convolution after the stage and its
+    index (``conv3.conv3_1``), because detectron2's checkpointer matches the keys of ImageNet
+    weights by suffix, and no other module of a detector has such a suffix.
 
     Args:
         in_channels: channels of the image.
-        channels, strides: of each stage's output; strides in pixels.
+        channels: output channels of each stage.
+        strides: stride of each stage's output, in pixels.
         out_features: names of the stages that ``forward`` returns.
-        freeze_at: the first ``freeze_at`` stages are not trained; as in the stock ResNet, whose
-            first "stage" is its stem.
+        freeze_at: number of leading stages that are not trained. The stock ResNet counts its stem
+            as the first stage.
 
     Raises:
-        ValueError: if ``out_features`` is empty or names a stage that is not there, or if
-            ``freeze_at`` is negative or above the number of stages.
+        ValueError: if ``out_features`` is empty or has an unknown name, or if ``freeze_at`` is not
+            between 0 and the number of stages.
     """
 
     def __init__(
@@ -65,12 +66,12 @@ class StagedTrunk(Backbone):
             getattr(self, name).requires_grad_(False)
 
     def make_stage(self, index: int, in_channels: int) -> nn.Module:
-        """The stage with this index from 0; it takes ``in_channels`` channels."""
+        """Build the stage of this index, counted from 0, for ``in_channels`` input channels."""
         raise NotImplementedError
 
     @property
     def size_divisibility(self) -> int:
-        """The coarsest stride, so that every stage divides its input evenly and none is empty."""
+        """The coarsest stride, so that every stage divides its input evenly."""
         return max(self._out_feature_strides[name] for name in self.stages)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

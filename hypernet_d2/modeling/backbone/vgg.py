@@ -1,4 +1,4 @@
-"""VGG (Simonyan and Zisserman, 2014) as a detectron2 backbone; detectron2 has none."""
+"""VGG (Simonyan and Zisserman, 2014) as a detectron2 backbone."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from .staged_trunk import StagedTrunk, conv_relu
 
 __all__ = ["VGG", "build_vgg_backbone"]
 
-STAGES_OF_VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+VGG16_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 class VGG(StagedTrunk):
-    """The convolutional part of VGG, in stages ``conv1`` to ``conv5`` of stride 1, 2, 4, 8, 16.
+    """The convolutional layers of VGG: stages ``conv1`` to ``conv5``, strides 1, 2, 4, 8, 16.
 
-    A stage's map is that before its pooling (paper 3.1: 1000x600, 500x300, ... for an image of
-    1000x600); the pooling opens the next stage.
+    The map of a stage is the one before pooling (paper 3.1: 1000x600, 500x300, ... for an image of
+    1000x600); the pooling is the first layer of the next stage.
 
     Args:
         in_channels: channels of the image.
-        stage_channels: for each stage the output channels of its 3x3 convolutions.
+        stage_channels: for each stage, the output channels of each of its 3x3 convolutions.
         out_features: names of the stages that ``forward`` returns.
-        freeze_at: the first ``freeze_at`` stages are not trained, in 0 to 5; Faster R-CNN's 2 for
-            VGG16 trains from ``conv3`` on.
+        freeze_at: number of leading stages that are not trained, 0 to 5. Faster R-CNN freezes 2
+            stages of VGG16.
 
     Raises:
-        ValueError: as :class:`StagedTrunk` does.
+        ValueError: see :class:`StagedTrunk`.
     """
 
     def __init__(
         self,
         in_channels: int = 3,
         *,
-        stage_channels: Sequence[Sequence[int]] = STAGES_OF_VGG16,
+        stage_channels: Sequence[Sequence[int]] = VGG16_CHANNELS,
         out_features: Sequence[str] = ("conv5",),
         freeze_at: int = 0,
     ):
@@ -51,7 +51,7 @@ class VGG(StagedTrunk):
         )
 
     def make_stage(self, index: int, in_channels: int) -> nn.Sequential:
-        """Pooling (from the second stage on) and the stage's convolutions."""
+        """Max pooling (from the second stage on), then the convolutions."""
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         if index > 0:
             layers["pool"] = nn.MaxPool2d(2, 2)
@@ -63,7 +63,7 @@ class VGG(StagedTrunk):
 
 @BACKBONE_REGISTRY.register()
 def build_vgg_backbone(cfg, input_shape: ShapeSpec) -> VGG:
-    """VGG16 from a config: ``MODEL.RESNETS.OUT_FEATURES`` and ``MODEL.BACKBONE.FREEZE_AT``."""
+    """VGG16 from ``MODEL.RESNETS.OUT_FEATURES`` and ``MODEL.BACKBONE.FREEZE_AT``."""
     return VGG(
         input_shape.channels,
         out_features=cfg.MODEL.RESNETS.OUT_FEATURES,

@@ -1,6 +1,6 @@
-"""Proposals from a regular grid of windows over the hyper feature (paper 3.2).
+"""Region proposals from a regular grid of windows over the hyper feature (paper 3.2).
 
-Shapes: ``N`` images, ``R`` windows of the grid, ``S`` sampled windows of a batch.
+Shape shorthand: ``N`` images, ``R`` windows of the grid, ``S`` sampled windows, ``K`` boxes.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from hypernet_d2.layers.window_steps import few_steps
 
 __all__ = ["HyperNetProposals"]
 
-# With how many times the boxes that are wanted suppression begins.
-_FIRST = 5
+# NMS on a CPU starts with this number of boxes per proposal that is wanted.
+NUM_FIRST_BOXES = 5
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class HyperNetProposals(nn.Module):
-    """Scores every window of a grid, and returns the best after non-maximum suppression.
+    """Scores every window of a grid and returns the best boxes after non-maximum suppression.
 
-    A window is pooled to 13x13, convolved (3x3x4) and fed to a 256-d layer with two siblings:
-    objectness and box offsets (paper 3.2). In training a sample of the windows is scored with
-    gradient; the dense pass over all windows, which feeds the detector, has none (DESIGN 2).
+    A window is pooled to 13x13, convolved (3x3x4) and fed to a 256-d layer with two sibling
+    outputs, objectness and box deltas (paper 3.2). In training, the losses are computed on a sample
+    of the windows. The proposals for the detector come from a pass over all windows, without
+    gradient.
     """
 
     @configurable
@@ -57,19 +58,20 @@ class HyperNetProposals(nn.Module):
     ):
         """
         Args:
-            in_feature: name of the map that is scored.
-            scorer: scores windows; its ``grid`` says which.
-            matcher: labels windows by their IoU with the objects.
-            box2box_transform: the transform between windows and boxes.
-            batch_size_per_image: windows sampled per image for the losses.
-            positive_fraction: the largest fraction of positives among them, in [0, 1].
-            pre_nms_topk, post_nms_topk: (training, test) numbers of windows that enter and of
-                proposals that leave the suppression, per image.
-            nms_thresh: IoU above which the worse of two proposals is dropped.
-            min_box_size: proposals with a smaller side are dropped, in pixels.
-            loss_weight: factor of both losses.
-            box_reg_loss_weight: further factor of the box loss; the paper's lambda.
-            box_reg_loss_type, smooth_l1_beta: as in the stock RPN.
+            in_feature: name of the input feature map.
+            scorer: scores the windows of its ``grid``.
+            matcher: labels windows by their IoU with the ground truth boxes.
+            box2box_transform: the transform from windows to boxes.
+            batch_size_per_image: number of windows per image to sample for the losses.
+            positive_fraction: maximum fraction of positive windows in the sample, in [0, 1].
+            pre_nms_topk: (train, test) number of top scored windows per image to keep before NMS.
+            post_nms_topk: (train, test) number of proposals per image to keep after NMS.
+            nms_thresh: IoU threshold of NMS.
+            min_box_size: proposals with a shorter side are removed, in pixels.
+            loss_weight: weight of both losses.
+            box_reg_loss_weight: additional weight of the box regression loss; the paper's lambda.
+            box_reg_loss_type: as in the stock RPN.
+            smooth_l1_beta: as in the stock RPN.
         """
         super().__init__()
         self.in_feature = in_feature
@@ -91,7 +93,7 @@ class HyperNetProposals(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
-        """``MODEL.HYPERNET.PROPOSALS``, and ``MODEL.RPN`` where the keys mean the same."""
+        """From ``MODEL.HYPERNET.PROPOSALS``, and ``MODEL.RPN`` for keys of the same meaning."""
         rpn, proposals = cfg.MODEL.RPN, cfg.MODEL.HYPERNET.PROPOSALS
         if len(rpn.IN_FEATURES) != 1 or rpn.IN_FEATURES[0] not in input_shape:
             raise ValueError(
@@ -145,10 +147,15 @@ class HyperNetProposals(nn.Module):
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
         """
+        Args:
+            images: input images.
+            features: feature maps by name, (N, C, H, W).
+            gt_instances: per image ``gt_boxes``; needed in training.
+
         Returns:
-            list[Instances]: per image ``proposal_boxes`` (clipped, in pixels) and
-            ``objectness_logits``, best first.
-            dict: in training ``loss_rpn_cls`` and ``loss_rpn_loc``, else empty.
+            proposals: per image ``proposal_boxes`` (clipped, in pixels) and ``objectness_logits``,
+                sorted by score.
+            losses: in training ``loss_rpn_cls`` and ``loss_rpn_loc``, else empty.
         """
         feature = features[self.in_feature]
         grid, map_size = self.scorer.grid, tuple(feature.shape[-2:])
@@ -167,14 +174,20 @@ class HyperNetProposals(nn.Module):
     def label_and_sample_windows(
         self, windows: Tensor, inside: Tensor, gt_boxes: Boxes
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Match the windows (R, 4) of one image with its objects, and sample some.
+        """Match the windows of one image with the ground truth, and sample windows for the losses.
 
-        A window is positive or negative as the IoU thresholds say (paper 3.4: above 0.45 with any
-        object, below 0.3 with all); windows outside the image are never drawn.
+        The matcher's IoU thresholds label a window (paper 3.4: positive above 0.45 with any object,
+        negative below 0.3 with all). Windows outside the image are never sampled.
+
+        Args:
+            windows: (R, 4).
+            inside: (R,) bool, see :meth:`WindowGrid.inside`.
+            gt_boxes: ground truth boxes of the image.
 
         Returns:
-            (S,) indices of the sampled windows, (S,) labels 1 or 0, and (S, 4) the box of the
-            object that each matches best (meaningless for negatives).
+            index: (S,) indices of the sampled windows.
+            labels: (S,), 1 for positive, 0 for negative.
+            targets: (S, 4), the matched ground truth box; undefined for negatives.
         """
         matched, labels = self.matcher(pairwise_iou(gt_boxes, Boxes(windows)))
         labels[~inside] = -1
@@ -193,9 +206,9 @@ class HyperNetProposals(nn.Module):
         inside: list[Tensor],
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
-        """The paper's L_cls + lambda L_reg (3.4) over a sample of the windows of each image.
+        """L_cls + lambda L_reg (paper 3.4) over a sample of the windows of each image.
 
-        Both are sums over the sample, divided by its nominal size, as in the stock RPN.
+        Both are sums over the sample, divided by ``batch_size_per_image * N`` as in the stock RPN.
         """
         samples = [
             self.label_and_sample_windows(windows, inside_i, gt.gt_boxes)
@@ -234,42 +247,48 @@ class HyperNetProposals(nn.Module):
         inside: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Score all windows, and of those inside each image decode, clip and suppress the best.
+        """Score all windows, decode the top scored ones inside each image, and apply NMS.
 
-        Equal scores are taken in the order of the windows.
+        Windows of equal score are ordered by their index.
         """
         logits, deltas = self.scorer(feature)
         proposals = []
         for i, image_size in enumerate(image_sizes):
             scores, order = logits[i][inside[i]].float().sort(descending=True, stable=True)
             scores = scores[: self.pre_nms_topk[self.training]]
-            best = inside[i].nonzero().squeeze(1)[order[: len(scores)]]
-            boxes = self.box2box_transform.apply_deltas(deltas[i][best], windows[best])
-            # The stock selection orders equal scores as it happens, so it gets ranks, which are
-            # distinct; the product with zero keeps a score that is not finite for it to find.
-            ranks = scores * 0 - torch.arange(len(scores), device=scores.device)
-            proposal = self._suppress(boxes, ranks, image_size)
+            top = inside[i].nonzero().squeeze(1)[order[: scores.shape[0]]]
+            boxes = self.box2box_transform.apply_deltas(deltas[i][top], windows[top])
+            # The stock function does not keep the order of equal scores, so it gets distinct ranks
+            # instead. Adding 0 * scores lets it detect scores that are not finite.
+            ranks = scores * 0 - torch.arange(scores.shape[0], device=scores.device)
+            proposal = self._nms(boxes, ranks, image_size)
             proposal.objectness_logits = scores[-proposal.objectness_logits.long()]
             proposals.append(proposal)
         return proposals
 
-    def _suppress(self, boxes: Tensor, ranks: Tensor, image_size: tuple[int, int]) -> Instances:
-        """Clips and suppresses boxes (K, 4), the best first, and keeps as many as are asked for."""
-        wanted = self.post_nms_topk[self.training]
-        # What is kept of the best few is kept of all, and the time of suppression grows with the
-        # square: so a CPU begins with a part. A training looks for infinite values in all.
-        some = len(boxes) if self.training or few_steps(boxes.device) else _FIRST * wanted
+    def _nms(self, boxes: Tensor, ranks: Tensor, image_size: tuple[int, int]) -> Instances:
+        """Clip boxes (K, 4), sorted by rank, and apply NMS; keeps at most ``post_nms_topk``."""
+        pre_nms_topk = self.pre_nms_topk[self.training]
+        post_nms_topk = self.post_nms_topk[self.training]
+        # NMS is greedy: the boxes that it keeps of the first n are the first that it keeps of all.
+        # Its time on a CPU grows with n^2, so inference on a CPU starts with a small n. Training
+        # looks at all boxes, to find values that are not finite.
+        num_boxes = NUM_FIRST_BOXES * post_nms_topk
+        if self.training or few_steps(boxes.device):
+            num_boxes = pre_nms_topk
         while True:
             (proposal,) = find_top_rpn_proposals(
-                [boxes[None, :some]],
-                [ranks[None, :some]],
+                [boxes[None, :num_boxes]],
+                [ranks[None, :num_boxes]],
                 [image_size],
                 self.nms_thresh,
-                some,
-                wanted,
+                pre_nms_topk,
+                post_nms_topk,
                 self.min_box_size,
                 self.training,
             )
-            if some >= len(boxes) or len(proposal) == wanted:
+            if num_boxes >= pre_nms_topk or num_boxes >= boxes.shape[0]:
                 return proposal
-            some *= 2
+            if len(proposal) == post_nms_topk:
+                return proposal
+            num_boxes *= 2

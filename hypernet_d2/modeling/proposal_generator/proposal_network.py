@@ -1,4 +1,4 @@
-"""What a detector proposes, with the detector's own weights."""
+"""The proposals of a detector alone, for the evaluation of their recall."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from torch import nn
 __all__ = ["MAX_PROPOSALS", "proposal_evaluation_cfg", "proposal_network"]
 
 MAX_PROPOSALS = 1000
-# That of the stock C4 configs, which ask for 1000 proposals too.
-PRE_NMS_TOPK = 6000
+PRE_NMS_TOPK = 6000  # as in the stock C4 configs, which have 1000 proposals too
 
 
 def proposal_evaluation_cfg(cfg: CfgNode) -> CfgNode:
-    """``cfg`` for a model that proposes up to 1000 regions an image; ``cfg`` is not changed.
+    """A copy of ``cfg`` for a model that proposes up to 1000 regions per image.
 
-    The longer list begins with the proposals that the detector sees, in the same order: more
-    candidates on one map enter the greedy suppression behind those that entered before. On several
-    maps they would mix with the other maps' (the number counts for each map), so that
-    ``PRE_NMS_TOPK_TEST`` stays as it is there.
+    The list of proposals starts with those that the detector gets, in the same order: with one
+    feature map, additional candidates enter the greedy NMS after the others. With several feature
+    maps they would enter between those of other maps, so ``PRE_NMS_TOPK_TEST`` is not changed.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -32,18 +30,18 @@ def proposal_evaluation_cfg(cfg: CfgNode) -> CfgNode:
 
 
 def proposal_network(model: nn.Module) -> ProposalNetwork:
-    """The backbone and the proposal generator of a detector, as the stock ProposalNetwork.
+    """The backbone and the proposal generator of a detector as a stock ProposalNetwork.
 
     Raises:
-        ValueError: if the model does not propose regions by itself.
+        ValueError: if the model has no proposal generator.
     """
     if isinstance(model, ProposalNetwork):
         return model
     if not isinstance(model, GeneralizedRCNN) or model.proposal_generator is None:
         raise ValueError(
-            f"a {type(model).__name__} without a proposal generator proposes no regions; expected "
-            "MODEL.META_ARCHITECTURE 'GeneralizedRCNN' or 'ProposalNetwork', and another "
-            "MODEL.PROPOSAL_GENERATOR.NAME than 'PrecomputedProposals'"
+            f"the model, a {type(model).__name__}, has no proposal generator: expected "
+            "MODEL.META_ARCHITECTURE 'GeneralizedRCNN' or 'ProposalNetwork', and a "
+            "MODEL.PROPOSAL_GENERATOR.NAME other than 'PrecomputedProposals'"
         )
     network = ProposalNetwork(
         backbone=model.backbone,

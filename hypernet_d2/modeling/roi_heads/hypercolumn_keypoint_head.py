@@ -20,26 +20,27 @@ __all__ = ["HypercolumnKeypointHead"]
 
 @ROI_KEYPOINT_HEAD_REGISTRY.register()
 class HypercolumnKeypointHead(BaseKeypointRCNNHead):
-    """A heat map a keypoint by K x K linear classifiers over hypercolumns.
+    """One heat map per keypoint, by K x K linear classifiers over hypercolumns.
 
-    Loss and decoding are the stock head's, over the expanded boxes, so that a keypoint a little
-    outside of its box is learnt and found too. All classes share the classifiers, as in the stock
-    head. It takes whole maps: ``MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE`` is "".
+    Loss and decoding are those of the stock head, over the expanded boxes, so that keypoints
+    slightly outside the box can be learned and predicted. All classes share the classifiers, as in
+    the stock head. The input is whole feature maps: set ``MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE`` to
+    "".
     """
 
     @configurable
     def __init__(self, *, predictor: HypercolumnPredictor, **kwargs):
         """
         Args:
-            predictor: gives ``num_keypoints`` heat maps a box.
-            kwargs: those of BaseKeypointRCNNHead.
+            predictor: predicts ``num_keypoints`` heat maps per box.
+            kwargs: see BaseKeypointRCNNHead.
         """
         super().__init__(**kwargs)
         self.predictor = predictor
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
-        """The stock head's keys and ``MODEL.HYPERNET.HYPERCOLUMN``."""
+        """From the keys of the stock head and ``MODEL.HYPERNET.HYPERCOLUMN``."""
         ret = super().from_config(cfg, input_shape)
         ret["predictor"] = HypercolumnPredictor(
             cfg, input_shape, num_classes=1, num_labels=ret["num_keypoints"]
@@ -47,26 +48,32 @@ class HypercolumnKeypointHead(BaseKeypointRCNNHead):
         return ret
 
     def forward(self, features: dict[str, Tensor], instances: list[Instances]):
-        """Losses in training; at inference the instances with ``pred_keypoints`` (R, L, 3).
+        """
+        Args:
+            features: feature maps by name, (N, C, h, w).
+            instances: per image ``proposal_boxes`` and the ground truth in training, ``pred_boxes``
+                at inference.
 
-        ``pred_keypoint_heatmaps`` (R, L, M, M) lie over the expanded boxes.
+        Returns:
+            In training a dict of losses. At inference the instances with ``pred_keypoints``
+            (R, L, 3), and ``pred_keypoint_heatmaps`` (R, L, M, M) over the expanded boxes.
         """
         name = "proposal_boxes" if self.training else "pred_boxes"
         heat_maps = self.predictor(features, [x.get(name) for x in instances], expanded=True)
-        expanded = [_with(x, name, self.predictor.expand(x.get(name))) for x in instances]
-        found = super().forward(heat_maps, expanded)
+        expanded = [_replace_field(x, name, self.predictor.expand(x.get(name))) for x in instances]
+        result = super().forward(heat_maps, expanded)
         if self.training:
-            return found
-        for one, other in zip(instances, found, strict=True):
-            one.pred_keypoints = other.pred_keypoints
-            one.pred_keypoint_heatmaps = other.pred_keypoint_heatmaps
+            return result
+        for per_image, predicted in zip(instances, result, strict=True):
+            per_image.pred_keypoints = predicted.pred_keypoints
+            per_image.pred_keypoint_heatmaps = predicted.pred_keypoint_heatmaps
         return instances
 
     def layers(self, x: Tensor) -> Tensor:
-        """Nothing is left to do: :meth:`forward` has made heat maps of the whole maps."""
+        """Identity: the input of the stock head's ``forward`` already is the heat maps."""
         return x
 
 
-def _with(instances: Instances, name: str, value) -> Instances:
-    """The instances with another value of a field; the given ones stay as they are."""
+def _replace_field(instances: Instances, name: str, value) -> Instances:
+    """A copy of the instances with a new value of one field."""
     return Instances(instances.image_size, **{**instances.get_fields(), name: value})

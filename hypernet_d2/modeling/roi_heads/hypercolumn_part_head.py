@@ -1,10 +1,15 @@
-"""Part labels within a box from hypercolumns (Hariharan et al., CVPR 2015)."""
+"""Part labels from hypercolumns (Hariharan et al., CVPR 2015).
+
+Shape shorthand: ``R`` boxes, ``L`` parts, ``M`` side of a heat map, ``H`` x ``W`` pixels.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import paste_masks_in_image
+from detectron2.layers import ShapeSpec, paste_masks_in_image
 from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 from detectron2.structures import Instances
 from torch import Tensor
@@ -16,22 +21,37 @@ __all__ = ["HypercolumnPartHead", "paste_parts"]
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class HypercolumnPartHead(HypercolumnMaskHead):
-    """A heat map a part, in the place of a mask head; trained on ``gt_parts``.
+    """One heat map per part, in place of a mask head; trained on ``gt_parts``.
 
-    ``gt_parts`` (R, H, W) uint8 is what :class:`hypernet_d2.data.PartDatasetMapper` makes of the
-    ``parts`` of a dataset dict: 0 no part, p + 1 part p. At inference the head adds
-    ``pred_part_masks`` (R, L, M, M), the probability of each part over the box, and the largest of
-    them as ``pred_masks`` (R, 1, M, M), so that stock code pastes, draws and evaluates what the
-    parts cover together; :func:`paste_parts` pastes the parts themselves.
+    :class:`hypernet_d2.data.PartDatasetMapper` converts the ``parts`` of a dataset dict to
+    ``gt_parts`` (R, H, W) uint8: 0 is no part, p + 1 is part p. At inference the head adds
+    ``pred_part_masks`` (R, L, M, M), the probability of each part over the box, and their maximum
+    over the parts as ``pred_masks`` (R, 1, M, M), which stock code pastes, draws and evaluates.
+    :func:`paste_parts` pastes the parts.
+
+    Raises:
+        ValueError: if ``TEST.AUG.ENABLED`` is True: detectron2's test-time augmentation merges
+            ``pred_masks`` only, and the evaluation of parts would have no predictions.
     """
 
     @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
+        """See :class:`HypercolumnMaskHead`."""
+        if cfg.TEST.AUG.ENABLED:
+            raise ValueError(
+                "TEST.AUG.ENABLED is True: expected False with MODEL.ROI_MASK_HEAD.NAME "
+                "HypercolumnPartHead, since detectron2's test-time augmentation merges boxes and "
+                "masks, but no part labels"
+            )
+        return super().from_config(cfg, input_shape)
+
+    @classmethod
     def num_labels(cls, cfg: CfgNode) -> int:
-        """Heat maps a box: one a part."""
+        """L, the number of parts."""
         return cfg.MODEL.HYPERNET.HYPERCOLUMN.NUM_PARTS
 
     def targets(self, instances: Instances, size: int) -> Tensor:
-        """(R, L, M, M) bool: the part at the centre of each position; outside the image none."""
+        """Whether each part is at the center of each position, (R, L, M, M) bool."""
         boxes = self.predictor.expand(instances.proposal_boxes).tensor
         labels = sample_labels(instances.gt_parts, boxes, size)
         parts = torch.arange(1, self.predictor.classifiers.num_labels + 1, device=labels.device)
@@ -39,18 +59,18 @@ class HypercolumnPartHead(HypercolumnMaskHead):
 
     def inference(self, logits: Tensor, instances: list[Instances]) -> None:
         """Add ``pred_part_masks`` and ``pred_masks`` to the instances."""
-        probabilities = logits.sigmoid().split([x.pred_boxes.tensor.shape[0] for x in instances])
-        for one, found in zip(instances, probabilities, strict=True):
-            one.pred_part_masks = found
-            one.pred_masks = found.amax(1, keepdim=True)
+        counts = [x.pred_boxes.tensor.shape[0] for x in instances]
+        for per_image, part_masks in zip(instances, logits.sigmoid().split(counts), strict=True):
+            per_image.pred_part_masks = part_masks
+            per_image.pred_masks = part_masks.amax(1, keepdim=True)
 
 
 def sample_labels(labels: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """The labels under a regular grid of positions over each box.
+    """Sample label maps at a regular grid of positions over each box.
 
     Args:
         labels: (R, H, W).
-        boxes: (R, 4), x1, y1, x2, y2 in pixels; they may reach beyond the image.
+        boxes: (R, 4) in pixels; they may extend beyond the image.
         size: M.
 
     Returns:
@@ -62,23 +82,24 @@ def sample_labels(labels: Tensor, boxes: Tensor, size: int) -> Tensor:
     h, w = labels.shape[1:]
     inside = ((y >= 0) & (y < h))[:, :, None] & ((x >= 0) & (x < w))[:, None, :]
     rows = torch.arange(len(boxes), device=boxes.device)[:, None, None]
-    found = labels[rows, y.clamp(0, h - 1)[:, :, None], x.clamp(0, w - 1)[:, None, :]]
-    return found * inside
+    sampled = labels[rows, y.clamp(0, h - 1)[:, :, None], x.clamp(0, w - 1)[:, None, :]]
+    return sampled * inside
 
 
 def paste_parts(instances: Instances, threshold: float = 0.5) -> Tensor:
-    """Part labels in the image of detections, by stock pasting of each part.
+    """Paste the part masks of detections into the image.
 
     Args:
-        instances: with ``pred_boxes`` in pixels of its ``image_size`` and ``pred_part_masks``
-            (R, L, M, M), as the model returns them.
-        threshold: least probability, in [0, 1], of a pixel's most probable part; else it has none.
+        instances: ``pred_boxes`` in pixels of the image and ``pred_part_masks`` (R, L, M, M), as
+            the model returns them.
+        threshold: a pixel has the part of highest probability if that is at least the threshold,
+            in [0, 1], else no part.
 
     Returns:
-        (R, H, W) uint8 on the CPU: 0 no part, p + 1 part p.
+        (R, H, W) uint8 on the CPU: 0 is no part, p + 1 is part p.
     """
     masks, boxes = instances.pred_part_masks.cpu(), instances.pred_boxes.tensor.cpu()
-    # A negative threshold asks stock pasting for probabilities, as whole numbers to 255.
+    # With a negative threshold the stock function returns probabilities, scaled to 0 to 255.
     pasted = [
         paste_masks_in_image(masks[:, part], boxes, instances.image_size, threshold=-1)
         for part in range(masks.shape[1])

@@ -1,6 +1,6 @@
-"""Heat maps of boxes from whole maps: what the hypercolumn heads share.
+"""Heat maps of boxes from whole feature maps; used by all hypercolumn heads.
 
-Shapes: ``N`` images, ``R`` boxes of all images, ``L`` labels, ``M`` positions along a heat map.
+Shape shorthand: ``N`` images, ``R`` boxes of all images, ``L`` labels, ``M`` side of a heat map.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = ["HypercolumnPredictor"]
 
 
 class HypercolumnPredictor(nn.Module):
-    """Location-specific classifiers over hypercolumns, biased by a feature of the whole box.
+    """Location-specific classifiers over hypercolumns, with a bias from a feature of the box.
 
-    The classifiers lie over the box after each of its sides was moved outwards a little; see
-    :class:`hypernet_d2.layers.LocationClassifiers`. The box's feature takes the place of the
-    paper's fc7; it is the predictor's own, so that any ROI heads can hold one.
+    The classifiers cover the expanded box, see :class:`hypernet_d2.layers.LocationClassifiers`. The
+    feature of the box corresponds to fc7 in the paper. The predictor computes it from the feature
+    maps itself, so that it does not depend on the box head.
     """
 
     @configurable
@@ -46,18 +46,22 @@ class HypercolumnPredictor(nn.Module):
     ):
         """
         Args:
-            input_shape: {name: channels and stride} of the maps that ``forward`` is given.
-            num_classes: classes with classifiers of their own; 1 if all share them.
+            input_shape: channels and stride of the feature maps by name.
+            num_classes: number of classes with separate classifiers; 1 if all share them.
             num_labels: L.
-            in_features: maps that make up the hypercolumn; the box's feature is of the last.
-            norm: name of detectron2's normalisation of each map; "" for none.
+            in_features: feature maps of the hypercolumn; the box feature is pooled from the last.
+            norm: normalization of each map before its classifiers, a name of detectron2's
+                ``get_norm``; "" for none.
             grid_size, kernel_size, heatmap_size: see LocationClassifiers.
-            box_expansion: how far each side is moved outwards, in widths or heights of the box.
-            pooler_resolution, conv_dim, fc_dim: of the box's feature; ``fc_dim`` 0 leaves it out.
+            box_expansion: how far each side is moved outwards, as a fraction of the width or height
+                of the box.
+            pooler_resolution: bins per side of the pooled box feature.
+            conv_dim: channels of its 3x3 convolution.
+            fc_dim: width of its fully connected layer; 0 for no box feature.
 
         Raises:
-            ValueError: if the maps are not given whole or one of ``in_features`` is missing, if
-                ``box_expansion`` is negative, and as LocationClassifiers does.
+            ValueError: if ``input_shape`` is that of pooled regions or has no map of a name in
+                ``in_features``, if ``box_expansion`` is negative, and as LocationClassifiers does.
         """
         super().__init__()
         _check_features(in_features, input_shape)
@@ -103,7 +107,7 @@ class HypercolumnPredictor(nn.Module):
         num_classes: int,
         num_labels: int,
     ) -> dict:
-        """The keys of ``MODEL.HYPERNET.HYPERCOLUMN``."""
+        """From the keys of ``MODEL.HYPERNET.HYPERCOLUMN``."""
         node = cfg.MODEL.HYPERNET.HYPERCOLUMN
         return {
             "input_shape": input_shape,
@@ -121,7 +125,7 @@ class HypercolumnPredictor(nn.Module):
         }
 
     def expand(self, boxes: Boxes) -> Boxes:
-        """The boxes that the classifiers lie over; they may reach beyond the image."""
+        """The boxes that the classifiers cover; they may extend beyond the image."""
         size = boxes.tensor[:, 2:] - boxes.tensor[:, :2]
         margin = self.box_expansion * size
         return Boxes(cat([boxes.tensor[:, :2] - margin, boxes.tensor[:, 2:] + margin], dim=1))
@@ -134,14 +138,16 @@ class HypercolumnPredictor(nn.Module):
         *,
         expanded: bool,
     ) -> Tensor:
-        """Logits (R, L, M, M).
-
+        """
         Args:
-            features: {name: (N, C, h, w)}, with the names of ``input_shape``.
-            boxes: one item an image, in pixels of the network's input.
-            classes: (R,), or None where all classes share their classifiers.
-            expanded: whether the heat maps lie over the boxes of :meth:`expand` or over ``boxes``
-                themselves. It is the same function of the position in the image.
+            features: feature maps by name, (N, C, h, w).
+            boxes: per image, in pixels of the network's input.
+            classes: (R,); unused if all classes share the classifiers.
+            expanded: whether the heat maps cover the expanded boxes or ``boxes``. The logit at a
+                position in the image is the same.
+
+        Returns:
+            Logits, (R, L, M, M).
         """
         features = {name: norm(features[name]) for name, norm in self.norms.items()}
         bias = None
@@ -162,13 +168,13 @@ def _check_features(in_features: list[str], input_shape: Mapping[str, ShapeSpec]
     if isinstance(input_shape, ShapeSpec):
         raise ValueError(
             "a hypercolumn head reads whole maps, not pooled regions: set POOLER_TYPE of its node "
-            '(MODEL.ROI_MASK_HEAD or MODEL.ROI_KEYPOINT_HEAD) to "", in StandardROIHeads or '
+            '(MODEL.ROI_MASK_HEAD or MODEL.ROI_KEYPOINT_HEAD) to "", with StandardROIHeads or '
             "HyperNetROIHeads"
         )
     missing = [name for name in in_features if name not in input_shape]
     if missing:
         raise ValueError(
             f"MODEL.HYPERNET.HYPERCOLUMN.IN_FEATURES is {in_features}, but the ROI heads have only "
-            f"{list(input_shape)}. StandardROIHeads hands on MODEL.ROI_HEADS.IN_FEATURES, "
-            "HyperNetROIHeads every map of the backbone"
+            f"{list(input_shape)}. StandardROIHeads passes on MODEL.ROI_HEADS.IN_FEATURES, "
+            "HyperNetROIHeads any map of the backbone"
         )

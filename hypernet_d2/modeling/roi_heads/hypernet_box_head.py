@@ -12,23 +12,22 @@ __all__ = ["HyperNetBoxHead"]
 
 @ROI_BOX_HEAD_REGISTRY.register()
 class HyperNetBoxHead(FastRCNNConvFCHead):
-    """The stock conv-fc head with dropout after every fully connected layer.
+    """The stock FastRCNNConvFCHead with dropout after each fully connected layer.
 
-    With the paper's numbers: 3x3 convolution from 126 to 63 channels, then twice a fully
-    connected layer, ReLU and dropout of 0.25. Input (R, C, P, P), output (R, width of the last
-    layer).
+    In the paper: a 3x3 convolution from 126 to 63 channels, then twice a fully connected layer,
+    ReLU and dropout of 0.25. Input (R, C, P, P), output (R, width of the last layer).
     """
 
     @configurable
     def __init__(self, input_shape: ShapeSpec, *, dropout: float = 0.25, **kwargs):
         """
         Args:
-            input_shape: shape of one pooled region.
-            dropout: fraction of the values that are dropped in training, in [0, 1).
+            input_shape: shape of the pooled feature of a region.
+            dropout: probability of dropping a value in training, in [0, 1).
             kwargs: ``conv_dims``, ``fc_dims`` and ``conv_norm`` of the stock head.
 
         Raises:
-            ValueError: if ``dropout`` is out of its range.
+            ValueError: if ``dropout`` is not in [0, 1).
         """
         if not 0 <= dropout < 1:
             raise ValueError(f"BOX_HEAD.DROPOUT is {dropout}; expected a number in [0, 1)")
@@ -38,9 +37,9 @@ class HyperNetBoxHead(FastRCNNConvFCHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
-        """The stock head's keys and ``MODEL.HYPERNET.BOX_HEAD``."""
+        """From the keys of the stock head and ``MODEL.HYPERNET.BOX_HEAD``."""
         box_head = cfg.MODEL.HYPERNET.BOX_HEAD
         ret = super().from_config(cfg, input_shape)
         if box_head.CONV_BEFORE_POOLING:
-            ret["conv_dims"] = []  # HyperNetROIHeads runs the convolution on the map
+            ret["conv_dims"] = []  # HyperNetROIHeads convolves the feature map
         return {**ret, "dropout": box_head.DROPOUT}

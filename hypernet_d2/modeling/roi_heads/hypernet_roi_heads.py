@@ -1,4 +1,4 @@
-"""The regions' part of HyperNet (paper 3.3)."""
+"""The ROI heads of HyperNet (paper 3.3)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ __all__ = ["HyperNetROIHeads"]
 
 @ROI_HEADS_REGISTRY.register()
 class HyperNetROIHeads(StandardROIHeads):
-    """The stock heads, which may run the box head's convolution once on the map.
+    """StandardROIHeads that can apply the convolution of the box head before RoI pooling.
 
-    A convolution before RoI pooling costs as much as a few regions, whatever their number. The
-    paper convolves after pooling; mask and keypoint heads always see the hyper feature itself.
+    The paper convolves each region after RoI pooling. Before it, one convolution of the feature map
+    costs as much as that of a few regions. Mask and keypoint heads get the map without it.
 
-    A mask or keypoint head without a pooler (``POOLER_TYPE`` of its node is "") gets the maps that
-    ``MODEL.HYPERNET.HYPERCOLUMN.IN_FEATURES`` names, if any, whichever maps the box head reads.
+    A mask or keypoint head without a pooler (``POOLER_TYPE`` of its node is "") gets the feature
+    maps in ``MODEL.HYPERNET.HYPERCOLUMN.IN_FEATURES``, or those of the box head if that is empty.
     """
 
     @configurable
     def __init__(self, *, box_conv: nn.Module | None = None, **kwargs):
         """
         Args:
-            box_conv: applied to the map (N, C, H, W) before the box pooler; it keeps H and W.
-            kwargs: those of StandardROIHeads.
+            box_conv: applied to the feature map (N, C, H, W) before the box pooler; keeps H and W.
+            kwargs: see StandardROIHeads.
         """
         super().__init__(**kwargs)
         self.box_conv = box_conv
@@ -40,8 +40,8 @@ class HyperNetROIHeads(StandardROIHeads):
             return super()._init_box_head(cfg, input_shape)
         if len(in_features) != 1:
             raise ValueError(
-                f"BOX_HEAD.CONV_BEFORE_POOLING convolves one map, but MODEL.ROI_HEADS.IN_FEATURES "
-                f"is {in_features}"
+                f"MODEL.ROI_HEADS.IN_FEATURES is {in_features}; expected one map, since "
+                "MODEL.HYPERNET.BOX_HEAD.CONV_BEFORE_POOLING is True"
             )
         shape = input_shape[in_features[0]]
         head = cfg.MODEL.ROI_BOX_HEAD
@@ -61,12 +61,12 @@ class HyperNetROIHeads(StandardROIHeads):
 
     @classmethod
     def _init_mask_head(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
-        cfg = _with_maps_of(cfg.MODEL.ROI_MASK_HEAD, cfg, input_shape)
+        cfg = _with_hypercolumn_maps(cfg, cfg.MODEL.ROI_MASK_HEAD, input_shape)
         return super()._init_mask_head(cfg, input_shape)
 
     @classmethod
     def _init_keypoint_head(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
-        cfg = _with_maps_of(cfg.MODEL.ROI_KEYPOINT_HEAD, cfg, input_shape)
+        cfg = _with_hypercolumn_maps(cfg, cfg.MODEL.ROI_KEYPOINT_HEAD, input_shape)
         return super()._init_keypoint_head(cfg, input_shape)
 
     def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]):
@@ -75,8 +75,10 @@ class HyperNetROIHeads(StandardROIHeads):
         return super()._forward_box(features, proposals)
 
 
-def _with_maps_of(head: CfgNode, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> CfgNode:
-    """The config that makes the stock code hand ``head`` the maps of its hypercolumns."""
+def _with_hypercolumn_maps(
+    cfg: CfgNode, head: CfgNode, input_shape: dict[str, ShapeSpec]
+) -> CfgNode:
+    """A config with which stock code passes the maps of the hypercolumns to ``head``."""
     in_features = cfg.MODEL.HYPERNET.HYPERCOLUMN.IN_FEATURES
     if head.POOLER_TYPE or not in_features:
         return cfg

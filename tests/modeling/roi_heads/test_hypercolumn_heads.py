@@ -372,6 +372,15 @@ class TestParts:
         assert targets[0, 0, :10].all() and targets[0, 1, 10:15].all()
 
 
+def test_test_time_augmentation_is_refused_when_a_model_for_parts_is_built():
+    from detectron2.modeling import build_model
+
+    opts = ["TEST.AUG.ENABLED", True]
+    build_model(tiny_cfg(*opts, config="Digits-InstanceSegmentation/hypercolumn_R_18.yaml"))
+    with pytest.raises(ValueError, match="TEST.AUG.ENABLED is True.*HypercolumnPartHead"):
+        build_model(tiny_cfg(*opts, config="Digits-Parts/hypercolumn_R_18.yaml"))
+
+
 @pytest.mark.parametrize(
     "head, node", [("mask", "ROI_MASK_HEAD"), ("keypoint", "ROI_KEYPOINT_HEAD")]
 )
