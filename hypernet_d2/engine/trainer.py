@@ -33,6 +33,7 @@ from detectron2.evaluation import (
 )
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
@@ -170,6 +171,24 @@ class Trainer(DefaultTrainer):
             HostMemory(),
             *stock[evaluation + 1 :],
         ]
+
+    def build_writers(self) -> list[EventWriter]:
+        """The stock writers; TensorBoard's is left out where it cannot write to ``OUTPUT_DIR``.
+
+        TensorBoard opens paths with a prefix, such as ``s3://``, by itself and not by detectron2's
+        path handlers.
+        """
+        writers = super().build_writers()
+        if "://" not in self.cfg.OUTPUT_DIR:
+            return writers
+        from torch.utils.tensorboard import SummaryWriter  # it takes seconds to import
+
+        try:
+            SummaryWriter(self.cfg.OUTPUT_DIR).close()
+        except (ValueError, ImportError) as error:
+            logger.warning("No TensorBoard events in %s: %s", self.cfg.OUTPUT_DIR, error)
+            writers = [x for x in writers if not isinstance(x, TensorboardXWriter)]
+        return writers
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -204,9 +204,17 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match=r"model\.pth.*another shape \(backbone.hyper_feature"):
             self.load(path, strict=True)
 
+    def test_each_tensor_is_counted_once_and_the_classes_are_compared(self, tmp_path):
+        path = self.saved(tmp_path, "MODEL.ROI_HEADS.NUM_CLASSES", 10)
+        with pytest.raises(ValueError) as caught:
+            self.load(path, strict=True)
+        text = str(caught.value)
+        assert "10 classes against 3 (MODEL.ROI_HEADS.NUM_CLASSES)" in text
+        assert "4 have another shape" in text and "missing" not in text
+
     def test_a_missing_part_is_refused_for_evaluation_and_allowed_for_training(self, tmp_path):
         path = self.saved(tmp_path, drop=("roi_heads", "proposal_generator"))
-        with pytest.raises(ValueError, match=r"missing \(proposal_generator"):
+        with pytest.raises(ValueError, match=r"of \d+ \d+ are missing \(proposal_generator"):
             self.load(path, strict=True)
         self.load(path, strict=False)
 
@@ -219,6 +227,11 @@ class TestCheckpoints:
     def test_a_missing_file_is_named(self):
         with pytest.raises(FileNotFoundError, match=r"no checkpoint 'weights/none\.pkl'.*convert"):
             self.load("weights/none.pkl", strict=False)
+
+    def test_a_misspelt_file_is_named_with_its_neighbour(self, tmp_path):
+        path = self.saved(tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"mode1\.pth'.*mean '.*/model\.pth'\?"):
+            self.load(path.replace("model.pth", "mode1.pth"), strict=False)
 
     def test_evaluation_without_weights_is_refused(self, tiny, tmp_path):
         with pytest.raises(ValueError, match="--eval-only needs weights"):
