@@ -9,7 +9,6 @@ from .datasets.digits import generate_digits
 __all__ = [
     "NamedErrorDatasetMapper",
     "PartDatasetMapper",
-    "checked_data",
     "generate_digits",
     "load_dataset",
     "load_part_labels",
@@ -22,10 +21,10 @@ try:
 except ImportError:  # raised again by __getattr__
     pass
 else:
-    from .checks import checked_data, load_dataset
     from .dataset_mapper import NamedErrorDatasetMapper
     from .datasets import builtin  # noqa: F401  (importing registers)
     from .datasets.voc_style import load_voc_style, register_voc_style
+    from .load import load_dataset
     from .parts import PartDatasetMapper, load_part_labels
 
 

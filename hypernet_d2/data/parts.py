@@ -29,7 +29,12 @@ from hypernet_d2.utils.coco_json import check_segmentation
 
 from .dataset_mapper import NamedErrorDatasetMapper
 
-__all__ = ["PartDatasetMapper", "load_part_labels"]
+__all__ = ["PartDatasetMapper", "has_parts", "load_part_labels"]
+
+
+def has_parts(cfg: CfgNode) -> bool:
+    """Whether the config's model labels parts."""
+    return cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.NAME == "HypercolumnPartHead"
 
 
 def load_part_labels(

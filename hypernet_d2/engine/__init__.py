@@ -2,12 +2,15 @@
 
 from hypernet_d2 import _detectron2  # noqa: F401
 
+# isort: split
+from hypernet_d2.evaluation import build_evaluator
+
 from .alternating import train_alternating, write_results
 from .launch import launch
 from .part_pictures import draw_parts
 from .predictor import Predictor
 from .setup import add_data_argument, register_data, setup_cfg
-from .trainer import Trainer, build_evaluator
+from .trainer import Trainer
 
 __all__ = [
     "Predictor",

@@ -8,14 +8,11 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-__all__ = ["check_num_classes", "check_test_time_augmentation", "has_parts"]
+from hypernet_d2.data.parts import has_parts
+
+__all__ = ["check_num_classes", "check_test_time_augmentation"]
 
 logger = logging.getLogger(__name__)
-
-
-def has_parts(cfg: CfgNode) -> bool:
-    """Whether the model predicts part labels."""
-    return cfg.MODEL.MASK_ON and cfg.MODEL.ROI_MASK_HEAD.NAME == "HypercolumnPartHead"
 
 
 def check_test_time_augmentation(cfg: CfgNode) -> None:

@@ -11,11 +11,6 @@ from collections import OrderedDict
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -25,12 +20,7 @@ from detectron2.engine import (
     create_ddp_model,
     hooks,
 )
-from detectron2.evaluation import (
-    COCOEvaluator,
-    DatasetEvaluator,
-    DatasetEvaluators,
-    PascalVOCDetectionEvaluator,
-)
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, TensorboardXWriter
@@ -38,48 +28,22 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from hypernet_d2.checkpoint import OUTPUT_FILES, HyperNetCheckpointer
-from hypernet_d2.data import NamedErrorDatasetMapper, PartDatasetMapper, checked_data, load_dataset
-from hypernet_d2.data.loader import build_repeatable_train_loader, outlive_sigterm, seed_everything
-from hypernet_d2.evaluation import PartEvaluator, ProposalRecallEvaluator
+from hypernet_d2.data import NamedErrorDatasetMapper, PartDatasetMapper, load_dataset
+from hypernet_d2.data.loader import build_test_loader, build_train_loader, seed_everything
+from hypernet_d2.data.parts import has_parts
+from hypernet_d2.evaluation import ProposalRecallEvaluator, build_evaluator
 from hypernet_d2.modeling.proposal_generator import proposal_network
 
-from .checks import check_num_classes, check_test_time_augmentation, has_parts
+from .checks import check_num_classes, check_test_time_augmentation
 from .finite import LossCheck
 from .host_memory import HostMemory
 from .sigterm import ExitOnSigterm
 
-__all__ = ["Trainer", "build_evaluator"]
+__all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "results.json"
-EVALUATORS = {"coco": COCOEvaluator, "pascal_voc": PascalVOCDetectionEvaluator}
-
-
-@checked_data(evaluated=True)
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None):
-    """The evaluator that ``MODEL.HYPERNET.EVALUATOR``, or else the data set's metadata, names.
-
-    Raises:
-        ValueError: for a name other than "coco" and "pascal_voc".
-    """
-    metadata = MetadataCatalog.get(dataset_name)
-    name = cfg.MODEL.HYPERNET.EVALUATOR or metadata.get("evaluator_type", "coco")
-    if name not in EVALUATORS:
-        raise ValueError(
-            f"no evaluator is called {name!r} (MODEL.HYPERNET.EVALUATOR, or evaluator_type of "
-            f"{dataset_name!r}); expected one of {sorted(EVALUATORS)}"
-        )
-    if name == "pascal_voc":
-        return PascalVOCDetectionEvaluator(dataset_name)
-    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-    if not has_parts(cfg):
-        return COCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
-    # Parts need no masks in the data set, so that segm AP may have nothing to compare to.
-    tasks = ("bbox", "keypoints") if cfg.MODEL.KEYPOINT_ON else ("bbox",)
-    coco = COCOEvaluator(dataset_name, tasks, output_dir=folder, kpt_oks_sigmas=sigmas)
-    return DatasetEvaluators([coco, PartEvaluator(dataset_name)])
 
 
 class Trainer(DefaultTrainer):
@@ -202,31 +166,21 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
-    @checked_data()
     def build_train_loader(cls, cfg: CfgNode):
         """A loader of the stock batches; an image that cannot be read is named.
 
         Where the model labels parts they are loaded. Batch i is the same in a resumed run, see
-        :func:`build_repeatable_train_loader`.
+        :func:`hypernet_d2.data.loader.build_train_loader`.
         """
         mapper = (PartDatasetMapper if has_parts(cfg) else NamedErrorDatasetMapper)(cfg, True)
-        loader = build_repeatable_train_loader(cfg, mapper)
-        if loader is None:
-            logger.warning(
-                "the training data is no list of images: a resumed run starts it from the beginning"
-            )
-            loader = build_detection_train_loader(cfg, mapper=mapper)
+        loader = build_train_loader(cfg, mapper)
         check_num_classes(cfg, cfg.DATASETS.TRAIN)
         return loader
 
     @classmethod
-    @checked_data()
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         """The stock loader; an image that cannot be read is named."""
-        loader = build_detection_test_loader(
-            cfg, dataset_name, mapper=NamedErrorDatasetMapper(cfg, False)
-        )
-        loader.worker_init_fn = outlive_sigterm
+        loader = build_test_loader(cfg, dataset_name, NamedErrorDatasetMapper(cfg, False))
         check_num_classes(cfg, [dataset_name])
         return loader
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from hypernet_d2.data import load_dataset
@@ -65,12 +65,14 @@ class PartEvaluator(DatasetEvaluator):
     :mod:`hypernet_d2.data.parts`. Objects with ``iscrowd`` are left out.
     """
 
-    def __init__(self, dataset_name: str, distributed: bool = True):
+    def __init__(self, dataset_name: str, max_detections: int = 100, distributed: bool = True):
         """
         Args:
             dataset_name: of a data set with ``thing_classes`` and ``part_names``.
+            max_detections: detections of a class and image that count in AP, at least 100.
             distributed: whether to collect the results of all processes.
         """
+        self._max_detections = max_detections
         records = load_dataset(dataset_name)
         metadata = MetadataCatalog.get(dataset_name)
         self._part_names = list(metadata.part_names)
@@ -160,6 +162,7 @@ class PartEvaluator(DatasetEvaluator):
         with contextlib.redirect_stdout(io.StringIO()):
             truth = self._as_coco()
             evaluation = _PartEval(truth, truth.loadRes(detections), "bbox")
+            evaluation.params.maxDets = [1, 10, self._max_detections]
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
@@ -174,6 +177,7 @@ class PartEvaluator(DatasetEvaluator):
             for a in objects
         }
         coco.dataset = {
+            "info": {},  # which pycocotools 2.0.10 requires
             "images": [{"id": image_id} for image_id in self._records],
             "categories": [{"id": i} for i in range(self._num_classes)],
             "annotations": [
@@ -193,7 +197,7 @@ class PartEvaluator(DatasetEvaluator):
         return coco
 
 
-class _PartEval(COCOeval):
+class _PartEval(COCOevalMaxDets):
     """COCO's evaluation by the ``overlaps`` that each detection brings with it."""
 
     def computeIoU(self, imgId, catId):

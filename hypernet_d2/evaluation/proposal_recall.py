@@ -15,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from detectron2.utils import comm
 from tabulate import tabulate
 
+from hypernet_d2.data import load_dataset
 from hypernet_d2.modeling.proposal_generator.proposal_network import MAX_PROPOSALS
+
+from .coco import records_to_coco
 
 __all__ = ["ProposalRecallEvaluator", "recall_file"]
 
@@ -60,7 +62,8 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         self.dataset_name = dataset_name
         self.output_dir = output_dir
         self._objects: dict[object, list[dict]] = defaultdict(list)
-        for annotation in convert_to_coco_dict(dataset_name).get("annotations", []):
+        records = load_dataset(dataset_name, evaluated=True)
+        for annotation in records_to_coco(records, dataset_name).get("annotations", []):
             if not annotation["iscrowd"]:
                 self._objects[annotation["image_id"]].append(annotation)
         self.reset()

@@ -125,21 +125,3 @@ def test_a_failed_load_does_not_break_the_next(tmp_path):
     with pytest.raises(ValueError, match="bad.pkl"):
         checkpointer.load(str(bad))
     checkpointer.load(str(good))
-
-
-def test_proposal_files_are_read_without_code(tmp_path, bomb):
-    from detectron2.data import build
-
-    from hypernet_d2.data import checked_data
-
-    records = [{"image_id": "a"}]
-    boxes, logits = np.array([[0, 0, 5, 5], [1, 1, 9, 9]], "float32"), np.array([1, 2], "float32")
-    content = {"ids": ["a"], "boxes": [boxes], "objectness_logits": [logits], "bbox_mode": 0}
-    path = tmp_path / "proposals.pkl"
-    path.write_bytes(pickle.dumps(content))
-    with checked_data():
-        (record,) = build.load_proposals_into_dataset(records, str(path))
-        assert record["proposal_boxes"].tolist() == boxes[::-1].tolist()
-        path.write_bytes(pickle.dumps({**content, "extra": bomb}))
-        with pytest.raises(ValueError, match=r"proposals\.pkl: cannot be read: it names .*mkdir"):
-            build.load_proposals_into_dataset(records, str(path))

@@ -66,12 +66,12 @@ def test_the_same_seed_gives_the_same_losses_twice_and_another_one_others(unbrok
 def test_batches_are_those_of_the_stock_loader():
     from detectron2.data import build_detection_train_loader
 
-    from hypernet_d2.data.loader import build_repeatable_train_loader
+    from hypernet_d2.data.loader import build_train_loader
 
     cfg = small_run.config("DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 3)
     stock = build_detection_train_loader(cfg, mapper=dict)
     names = [[image["file_name"] for image in batch] for batch in islice(stock, 12)]
-    ours = build_repeatable_train_loader(cfg, dict)
+    ours = build_train_loader(cfg, dict)
     ours.batch_sampler.start = 5
     assert [[image["file_name"] for image in batch] for batch in islice(ours, 7)] == names[5:]
     tall = [["tall" in name for name in batch] for batch in names]

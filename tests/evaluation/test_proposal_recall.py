@@ -19,7 +19,7 @@ C4 = "BCCD-Detection/faster_rcnn_R_18_C4.yaml"
 
 
 @pytest.fixture
-def register():
+def register(tmp_path):
     """A function that registers {image id: list of (box, is it a crowd)}, as detectron2 has it."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.structures import BoxMode
@@ -27,7 +27,7 @@ def register():
     def call(images: dict, name: str = "recall") -> str:
         dicts = [
             {
-                "file_name": f"{image_id}.jpg",
+                "file_name": str(tmp_path / f"{image_id}.jpg"),
                 "image_id": image_id,
                 "height": 400,
                 "width": 400,
@@ -38,6 +38,8 @@ def register():
             }
             for image_id, objects in images.items()
         ]
+        for record in dicts:
+            Path(record["file_name"]).touch()
         DatasetCatalog.register(name, lambda: dicts)
         MetadataCatalog.get(name).thing_classes = ["thing"]
         return name

@@ -524,13 +524,13 @@ def _train_on(name: str, **options) -> None:
 def _evaluate_on(name: str, root: Path) -> None:
     """COCO's box AP of the ground truth itself, if there is any."""
     import torch
-    from detectron2.evaluation import COCOEvaluator
     from detectron2.structures import Boxes, BoxMode, Instances
 
-    from hypernet_d2.data import checked_data, load_dataset
+    from hypernet_d2.data import load_dataset
+    from hypernet_d2.evaluation import build_evaluator
+    from tests.helpers import tiny_cfg
 
-    with checked_data(evaluated=True):
-        evaluator = COCOEvaluator(name, ("bbox",), False, output_dir=str(root / "inference"))
+    evaluator = build_evaluator(tiny_cfg(), name, str(root / "inference"))
     evaluator.reset()
     for record in load_dataset(name):
         found = Instances((record["height"], record["width"]))

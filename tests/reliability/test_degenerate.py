@@ -165,7 +165,7 @@ def test_no_object_in_a_whole_epoch(tmp_path):
         "SOLVER.MAX_ITER", 3, "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.WEIGHTS", "",
     ]  # fmt: skip
     try:
-        with pytest.raises(ValueError, match="No valid data found in empty.*FILTER_EMPTY"):
+        with pytest.raises(ValueError, match="no image of empty has an object.*FILTER_EMPTY"):
             Trainer(tiny_cfg(*options))
         Trainer(tiny_cfg(*options, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False)).train()
     finally:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from hypernet_d2.utils.coco_json import check_coco_file
+
 from . import bccd, digits
 from .paths import datasets_root
 
@@ -16,27 +18,35 @@ COCO_SAMPLE_JSON = "annotations/person_keypoints_sample.json"
 
 
 def _load_bccd(name: str, split: str) -> list[dict]:
-    _replace(name, dirname=str(datasets_root() / "BCCD"))
+    _update_metadata(name, dirname=str(datasets_root() / "BCCD"))
     return bccd.load_bccd(split)
 
 
 def _load_digits(name: str, split: str) -> list[dict]:
     folder = digits.generate_digits(digits.digits_root(), split)
     json_file, image_root = str(folder / digits.JSON_NAME), str(folder)
-    _replace(name, json_file=json_file, image_root=image_root)
+    check_coco_file(json_file)
+    _update_metadata(name, json_file=json_file, image_root=image_root)
     return load_coco_json(json_file, image_root, name, extra_annotation_keys=["parts"])
 
 
 def _load_coco_sample(name: str) -> list[dict]:
     root = datasets_root() / "coco_sample"
     json_file, image_root = str(root / COCO_SAMPLE_JSON), str(root / "images")
-    _replace(name, json_file=json_file, image_root=image_root)
+    check_coco_file(json_file)
+    _update_metadata(name, json_file=json_file, image_root=image_root)
     return load_coco_json(json_file, image_root, name)
 
 
-def _replace(name: str, **values: str) -> None:
-    # Metadata refuses to change a value that is set, but $DETECTRON2_DATASETS may have changed.
-    vars(MetadataCatalog.get(name)).update(values)
+def _update_metadata(name: str, **values: str) -> None:
+    """Set values that depend on ``$DETECTRON2_DATASETS``, which may have changed since.
+
+    detectron2's metadata refuses to change a value that is set, so the entry is made anew.
+    """
+    known = MetadataCatalog.get(name).as_dict()
+    if any(known.get(key) != value for key, value in values.items()):
+        MetadataCatalog.pop(name)
+        MetadataCatalog.get(name).set(**{**known, **values})
 
 
 def _register(name: str, load: Callable[[], list[dict]], **metadata) -> None:

@@ -20,7 +20,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from hypernet_d2.data.checks import log_odd_boxes
-from hypernet_d2.utils.coco_json import leads_out
+from hypernet_d2.utils.coco_json import is_outside_folder
 from hypernet_d2.utils.images import refuse_programs
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
@@ -139,10 +139,10 @@ def _read_split(split_file: Path) -> list[str]:
     for image_id in ids:
         if image_id in seen:
             raise ValueError(f"{split_file}: names {image_id!r} twice, expected distinct ids")
-        if leads_out(image_id):
+        if is_outside_folder(image_id):
             raise ValueError(
-                f"{split_file}: names {image_id!r}, which leads out of the data set; expected the "
-                "name of a file in JPEGImages without its suffix"
+                f"{split_file}: names {image_id!r}, which lies outside of the data set; expected "
+                "the name of a file in JPEGImages without its suffix"
             )
         seen.add(image_id)
     return ids

@@ -14,8 +14,10 @@ def bccd(bccd_root, monkeypatch):
 
     monkeypatch.setenv("DETECTRON2_DATASETS", str(bccd_root.parent))
     yield DatasetCatalog
-    # The evaluator notes where it put its conversion, which is gone after the test.
-    vars(MetadataCatalog.get("bccd_test")).pop("json_file", None)
+    # The stock evaluator notes where it put its conversion, which is gone after the test.
+    known = MetadataCatalog.pop("bccd_test").as_dict()
+    known.pop("json_file", None)
+    MetadataCatalog.get("bccd_test").set(**known)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])

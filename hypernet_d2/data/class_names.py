@@ -1,0 +1,44 @@
+"""Class names: their order in a data set and in a model, matched by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from detectron2.data import MetadataCatalog
+
+__all__ = ["match_classes", "training_classes"]
+
+
+def training_classes(dataset_names: Sequence[str]) -> list[str] | None:
+    """The class names of training sets that have been loaded; None where they have none."""
+    for name in dataset_names:
+        if classes := MetadataCatalog.get(name).get("thing_classes"):
+            return list(classes)
+    return None
+
+
+def match_classes(
+    model_classes: Sequence[str],
+    dataset_name: str,
+    dataset_classes: Sequence[str],
+    model: str = "the model",
+) -> list[int]:
+    """The model's number of each class of a data set, by name.
+
+    Args:
+        model_classes: names in the order of the model's class numbers.
+        dataset_name: of the data set.
+        dataset_classes: names in the order of the data set's class numbers.
+        model: what has the classes of the model, for the message: the training set.
+
+    Raises:
+        ValueError: naming both and their lists, if a class of the data set is none of the model's.
+    """
+    numbers = {name: i for i, name in enumerate(model_classes)}
+    unknown = [name for name in dataset_classes if name not in numbers]
+    if unknown:
+        raise ValueError(
+            f"data set {dataset_name!r} has the classes {list(dataset_classes)}, but {model} has "
+            f"{list(model_classes)}: {', '.join(map(repr, unknown))} cannot be matched by name"
+        )
+    return [numbers[name] for name in dataset_classes]

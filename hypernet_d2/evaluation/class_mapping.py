@@ -1,0 +1,72 @@
+"""Detections in the order of a data set's classes, which may be another than the model's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
+
+from hypernet_d2.data.class_names import match_classes
+
+__all__ = ["MappedClassesEvaluator", "select_classes"]
+
+logger = logging.getLogger(__name__)
+
+
+class MappedClassesEvaluator(DatasetEvaluator):
+    """Hands an evaluator the detections with the class numbers of its data set.
+
+    Classes are matched by name. Detections of classes that the data set does not have are left out:
+    it has no ground truth for them.
+
+    Args:
+        evaluator: of the data set.
+        model_classes: names in the order of the model's class numbers.
+        dataset_name: of the data set.
+        dataset_classes: names in the order of the data set's class numbers.
+
+    Raises:
+        ValueError: the data set has a class that the model does not; see `match_classes`.
+    """
+
+    def __init__(
+        self,
+        evaluator: DatasetEvaluator,
+        model_classes: Sequence[str],
+        dataset_name: str,
+        dataset_classes: Sequence[str],
+    ):
+        self.evaluator = evaluator
+        self._labels = match_classes(model_classes, dataset_name, dataset_classes)
+
+    def reset(self) -> None:
+        """As the evaluator's."""
+        self.evaluator.reset()
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """As the evaluator's; outputs without ``instances`` pass unchanged."""
+        mapped = [
+            {**output, "instances": select_classes(output["instances"], self._labels)}
+            if "instances" in output
+            else output
+            for output in outputs
+        ]
+        self.evaluator.process(inputs, mapped)
+
+    def evaluate(self):
+        """As the evaluator's."""
+        return self.evaluator.evaluate()
+
+
+def select_classes(instances: Instances, labels: Sequence[int]) -> Instances:
+    """The detections whose ``pred_classes`` are in ``labels``, renumbered by their place there."""
+    old = instances.pred_classes
+    labels = torch.as_tensor(labels, dtype=old.dtype, device=old.device)
+    match = old[:, None] == labels
+    kept = match.any(dim=1)
+    selected = instances[kept]
+    selected.pred_classes = match[kept].long().argmax(dim=1).to(old.dtype)
+    return selected

@@ -1,0 +1,180 @@
+"""detectron2's COCOEvaluator against the ground truth of now, whatever format the set has."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import os
+from collections.abc import Iterator
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from hypernet_d2.checkpoint import OUTPUT_FILES
+from hypernet_d2.data import load_dataset
+from hypernet_d2.data.parts import has_parts
+from hypernet_d2.utils.coco_json import join_first, read_coco_json
+
+__all__ = ["build_coco_evaluator", "max_detections", "records_to_coco"]
+
+logger = logging.getLogger(__name__)
+
+# What COCO's evaluation needs of each object for a task, and the key that trains its head.
+_TASKS = {
+    "segm": ("segmentation", "masks", "MODEL.MASK_ON"),
+    "keypoints": ("keypoints", "keypoints", "MODEL.KEYPOINT_ON"),
+}
+
+
+def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> COCOEvaluator:
+    """The stock evaluator on the set as it is now.
+
+    The stock one evaluates sets without a json against a conversion that an earlier evaluation has
+    left in its output folder. Here the conversion, ``<set>_coco_format.json``, is made anew each
+    time, also of a json that lacks what COCO's evaluation needs.
+
+    Args:
+        cfg: ``TEST.DETECTIONS_PER_IMAGE`` above 100 counts, too; ``MODEL.MASK_ON`` and
+            ``MODEL.KEYPOINT_ON`` add their task where the set has such ground truth.
+        dataset_name: a registered set. Each process has to call this.
+        output_dir: for the conversion and the detections.
+
+    Raises:
+        ValueError, FileNotFoundError: see `load_dataset`; or the set has no ``thing_classes``, or
+            masks of only some objects.
+    """
+    records = load_dataset(dataset_name, evaluated=True)
+    metadata = MetadataCatalog.get(dataset_name)
+    classes = metadata.get("thing_classes")
+    if classes is None:
+        raise ValueError(
+            f"data set {dataset_name!r} has no class names; set them with "
+            f"MetadataCatalog.get({dataset_name!r}).set(thing_classes=[...])"
+        )
+    path = metadata.get("json_file") if metadata.get("evaluator_type") == "coco" else None
+    if path is None:
+        content = records_to_coco(records, dataset_name)
+    else:
+        path = PathManager.get_local_path(str(path))
+        content = read_coco_json(path, evaluated=True)
+    tasks = _choose_tasks(cfg, content, dataset_name)
+    if path is None or _complete(content, "keypoints" in tasks):
+        path = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
+        _write(content, path)
+    values = {"thing_classes": classes, "json_file": path}
+    if ids := metadata.get("thing_dataset_id_to_contiguous_id"):
+        values["thing_dataset_id_to_contiguous_id"] = ids
+    with _temporary_metadata(f"{dataset_name}_ground_truth", values) as name:
+        return COCOEvaluator(
+            name,
+            tasks,
+            output_dir=output_dir,
+            max_dets_per_image=max_detections(cfg),
+            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        )
+
+
+def max_detections(cfg: CfgNode) -> int:
+    """Detections of a class and image that are evaluated: COCO's 100, or as many as there are."""
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    if limit < 0:  # no limit but the proposals, each of which is detected once in a class
+        limit = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
+    return max(100, limit)
+
+
+def records_to_coco(records: list[dict], dataset_name: str) -> dict:
+    """Dataset dicts as COCO's json, by detectron2's own conversion.
+
+    Args:
+        records: of the set, from `load_dataset`.
+        dataset_name: whose metadata has the class names.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    values = {
+        key: metadata.get(key)
+        for key in ("thing_classes", "thing_dataset_id_to_contiguous_id")
+        if metadata.get(key) is not None
+    }
+    with _temporary_metadata(f"{dataset_name}_records", values) as name:
+        # The conversion reads a registered set, and changes the keypoints in place.
+        DatasetCatalog.register(name, lambda: copy.deepcopy(records))
+        try:
+            return convert_to_coco_dict(name)
+        finally:
+            DatasetCatalog.pop(name)
+
+
+@contextlib.contextmanager
+def _temporary_metadata(name: str, values: dict) -> Iterator[str]:
+    # Under a name of its own: the stock evaluator would note its conversion in the set's metadata,
+    # where it stays for later evaluations.
+    MetadataCatalog.pop(name, None)
+    MetadataCatalog.get(name).set(**values)
+    try:
+        yield name
+    finally:
+        MetadataCatalog.pop(name)
+
+
+def _choose_tasks(cfg: CfgNode, content: dict, dataset_name: str) -> tuple[str, ...]:
+    """The tasks that the model is trained for and the set has ground truth for."""
+    wanted = []
+    if cfg.MODEL.MASK_ON and not has_parts(cfg):
+        wanted.append("segm")
+    if cfg.MODEL.KEYPOINT_ON:
+        wanted.append("keypoints")
+    objects = content.get("annotations")
+    if objects is None:  # images to detect in, without ground truth
+        return ("bbox", *wanted)
+    tasks = ["bbox"]
+    for task in wanted:
+        key, what, switch = _TASKS[task]
+        lacking = [one for one in objects if not one.get(key)]
+        if len(lacking) == len(objects):
+            logger.warning(
+                "data set %r has no %s (%s is True): their AP is not computed",
+                dataset_name,
+                what,
+                switch,
+            )
+            continue
+        if task == "segm" and lacking:
+            ids = join_first(f"{one['id']} of image {one['image_id']!r}" for one in lacking)
+            raise ValueError(
+                f"data set {dataset_name!r}: {len(lacking)} of {len(objects)} annotations have no "
+                f"'segmentation', which the AP of masks needs ({switch}): {ids}"
+            )
+        tasks.append(task)
+    return tuple(tasks)
+
+
+def _complete(content: dict, keypoints: bool) -> bool:
+    """Add what COCO's evaluation needs; whether anything was missing.
+
+    An object without keypoints gets those that COCO writes for it: all zeros, none labelled.
+    """
+    changed = "info" not in content
+    content.setdefault("info", {})  # which pycocotools 2.0.10 requires
+    if keypoints:
+        objects = content["annotations"]
+        zeros = [0] * len(next(one["keypoints"] for one in objects if one.get("keypoints")))
+        for one in objects:
+            if not one.get("keypoints"):
+                one["keypoints"], one["num_keypoints"] = list(zeros), 0
+                changed = True
+    return changed
+
+
+def _write(content: dict, path: str) -> None:
+    """Write the json in the main process; the others wait for it."""
+    if comm.is_main_process():
+        OUTPUT_FILES.mkdirs(os.path.dirname(path))
+        with OUTPUT_FILES.open(path, "w") as file:
+            json.dump(content, file)
+    comm.synchronize()

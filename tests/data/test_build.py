@@ -1,0 +1,90 @@
+"""The records that the loaders get, and what stops them before a model is built."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers import tiny_cfg, write_voc
+
+pytestmark = pytest.mark.detectron2
+
+
+@pytest.fixture
+def register(tmp_path):
+    """A function that registers (name, change of the records) with three images of write_voc."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from hypernet_d2.data import load_voc_style
+
+    write_voc(tmp_path / "voc", count=3)
+    names = []
+
+    def call(name: str, change=lambda records: records, classes=("square", "bar"), **metadata):
+        DatasetCatalog.register(
+            name, lambda: change(load_voc_style(tmp_path / "voc", "all", ["square", "bar"]))
+        )
+        MetadataCatalog.get(name).set(thing_classes=list(classes), **metadata)
+        names.append(name)
+        return name
+
+    yield call
+    for name in names:
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)
+
+
+def training_records(*names, opts=()):
+    from hypernet_d2.data.build import get_training_records
+
+    return get_training_records(tiny_cfg("DATASETS.TRAIN", names, *opts))
+
+
+def without_objects(records):
+    return [{**record, "annotations": []} for record in records]
+
+
+def test_images_without_objects_are_left_out(register):
+    name = register("a", lambda records: [*records[:1], *without_objects(records[1:])])
+    records = training_records(name)
+    assert [len(record["annotations"]) for record in records] == [2]
+    keep = ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False)
+    assert len(training_records(name, opts=keep)) == 3
+
+
+def test_each_cause_of_an_empty_set_is_told_apart(register):
+    empty = register("empty", without_objects)
+    with pytest.raises(ValueError, match="no image of empty has an object.*FILTER_EMPTY"):
+        training_records(empty)
+    keypoints = ("MODEL.KEYPOINT_ON", True, "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE", 1)
+    boxes = register("boxes")
+    with pytest.raises(ValueError, match="no image of boxes has 1 visible keypoints"):
+        training_records(boxes, opts=keypoints)
+    unlabeled = register(
+        "unlabeled", lambda records: [{"file_name": record["file_name"]} for record in records]
+    )
+    with pytest.raises(ValueError, match="'unlabeled' has no annotations to train on"):
+        training_records(unlabeled)
+    with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
+        training_records()
+    with pytest.raises(KeyError, match="no data set is called 'nowhere' .*registered are .*empty"):
+        training_records("nowhere")
+
+
+def test_sets_of_other_classes_are_not_trained_on_together(register):
+    one, other = register("one"), register("other", classes=("bar", "square"))
+    with pytest.raises(ValueError, match=r"'one' and 'other'.*\['square', 'bar'\].*\['bar', 'squ"):
+        training_records(one, other)
+
+
+def test_proposal_files_are_as_many_as_the_sets(register):
+    with pytest.raises(ValueError, match="PROPOSAL_FILES_TRAIN has 0 files for .'a'."):
+        training_records(register("a"), opts=("MODEL.LOAD_PROPOSALS", True))
+
+
+def test_a_sampler_that_reads_unchecked_data_is_refused(register):
+    from hypernet_d2.data.loader import build_train_loader
+
+    name = register("a")
+    cfg = tiny_cfg("DATASETS.TRAIN", (name,), "DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler")
+    with pytest.raises(ValueError, match="SAMPLER_TRAIN is 'WeightedTrainingSampler', expected"):
+        build_train_loader(cfg, dict)
