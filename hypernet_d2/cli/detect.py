@@ -155,8 +155,8 @@ def view_features(predictor: Predictor, image: np.ndarray, args: argparse.Namesp
     with output_of(predictor.model.backbone) as seen:
         predictor(image)
     size = tuple(seen["inputs"][0].shape[-2:])
-    resized = predictor.aug.get_transform(image)
-    picture = hypercolumn_picture(seen["output"], size).numpy()[: resized.new_h, : resized.new_w]
+    content = predictor.aug.get_transform(image).apply_image(image).shape[:2]
+    picture = hypercolumn_picture(seen["output"], size, content).numpy()
     picture = cv2.resize(picture, image.shape[1::-1])
     return View(picture, f"maps {', '.join(seen['output'])}")
 

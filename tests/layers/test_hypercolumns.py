@@ -91,7 +91,7 @@ def test_wrong_input_is_named(features, points, words):
 class TestPicture:
     """What the picture shows."""
 
-    def test_regions_of_like_hypercolumns_have_like_colours(self):
+    def test_regions_of_like_hypercolumns_have_like_colors(self):
         features = {
             name: torch.zeros(1, 4, *size) for name, size in (("a", (6, 10)), ("b", (3, 5)))
         }
@@ -99,11 +99,11 @@ class TestPicture:
         features["b"][:, 2, 2:] = 0.001  # the lower third, in a map of small ones
         picture = hypercolumn_picture(features, SIZE)
         assert picture.shape == (*SIZE, 3) and picture.dtype == torch.uint8
-        corners = [picture[y, x].int() for y in (1, 22) for x in (1, 38)]
+        corners = [picture[y, x].int() for y in (3, 20) for x in (4, 35)]
         for i, one in enumerate(corners):
             for other in corners[i + 1 :]:
                 assert (one - other).abs().max() > 100
-        assert torch.equal(picture[1, 1], picture[6, 12])
+        assert torch.equal(picture[3, 4], picture[6, 12])
 
     def test_maps_of_large_values_do_not_hide_the_others(self):
         features = {"noise": 1000 * torch.randn(1, 8, 6, 10), "half": torch.zeros(1, 1, 6, 10)}
@@ -113,16 +113,31 @@ class TestPicture:
         apart = (left.mean((0, 1)) - right.mean((0, 1))).abs()
         assert apart[0] > 4 * left[..., 0].std()
 
-    def test_its_colours_are_the_principal_components_of_the_enlarged_maps(self):
+    def test_its_colors_are_the_principal_components_of_the_enlarged_maps(self):
         spread = torch.tensor([1.0, 4, 0.2, 2])[:, None, None]  # components well apart
         features = {"a": torch.randn(1, 4, 6, 10) * spread}
-        picture = hypercolumn_picture(features, SIZE).flatten(0, 1).double()
-        volume = enlarged(features, SIZE)[0].flatten(1).T
+        picture = hypercolumn_picture(features, SIZE)[2:-2, 3:-3].flatten(0, 1).double()
+        volume = enlarged(features, SIZE)[0][:, 2:-2, 3:-3].flatten(1).T
         components = torch.linalg.svd(volume - volume.mean(0), full_matrices=False).U[:, :3]
         for channel, component in zip(picture.T, components.T, strict=True):
             inside = (channel > 0) & (channel < 255)
             pair = torch.stack([channel[inside], component[inside].double()])
             assert torch.corrcoef(pair)[0, 1].abs() > 0.99
+
+    def test_borders_and_padding_neither_hide_the_inside_nor_are_bright(self):
+        features = {"a": torch.randn(1, 4, 25, 30)}
+        alone = hypercolumn_picture(features, (100, 120))
+        features["a"][:, :, [0, -1]] = 1000.0
+        features["a"][:, :, :, [0, -1]] = 1000.0
+        framed = hypercolumn_picture(features, (100, 120))
+        inside = framed[8:-8, 10:-10]
+        assert torch.equal(inside, alone[8:-8, 10:-10])
+        assert inside.float().std() > 50
+        assert framed[:8].max() <= 0.4 * 255 + 1 and framed[:, :10].max() <= 0.4 * 255 + 1
+        padded = {"a": torch.nn.functional.pad(features["a"], (0, 2, 0, 3), value=-1000.0)}
+        picture = hypercolumn_picture(padded, (112, 128), (100, 120))
+        assert picture.shape == (100, 120, 3)
+        assert (picture[8:-8, 10:-10].int() - inside.int()).abs().max() <= 1
 
     def test_it_is_the_same_every_time_and_leaves_the_seed_alone(self):
         features = {"a": torch.randn(1, 30, 6, 10)}
