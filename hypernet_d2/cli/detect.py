@@ -1,86 +1,69 @@
-"""Detects in images, folders, videos or from a webcam, and draws what it finds.
+"""Detects in images, folders, videos or from a webcam, and draws the result.
 
-``--show`` chooses between detections, proposals (coloured by their score) and features (the three
-principal components of the backbone's maps as red, green and blue; each picture has its own).
-Pictures and videos go into ``--output`` under their own names. A file that cannot be read is named
-and left out, and the exit status is then 1.
+--show selects what is drawn: detections, proposals (colored by objectness) or features (the three
+principal components of the backbone's maps as red, green and blue; the colors of two pictures are
+not comparable). Pictures and videos are written to --output under the names of the inputs. A file
+that cannot be read is reported and skipped; the exit status is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import glob
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import cv2
-import numpy as np
 from detectron2.config import CfgNode
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import Instances
 from detectron2.utils.logger import setup_logger
 from PIL import Image
-from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hypernet_d2.data.dataset_mapper import read_named
-from hypernet_d2.engine import Predictor, add_data_argument, setup_cfg
-from hypernet_d2.engine.visualizer import BoxVisualizer, score_colours
+from hypernet_d2.engine import Predictor, add_data_argument, register_data, setup_cfg
+
+from .arguments import CommandParser, add_config_arguments
+from .coco_writer import CocoWriter, coco_writer
+from .video import CODECS, VIDEOS, open_video_writer, read_frames, show_frame
+from .views import VIEWS, Viewer, side_by_side
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
-CODECS = {"mp4v": ".mp4", "avc1": ".mp4", "MJPG": ".avi", "VP80": ".webm"}
-FRAMES_A_SECOND = 30.0  # of a source that does not say
 JPEG_QUALITY = 95
-STRIP, PAD = 30, 8  # pixels: height of a caption, and space around its text
 
 logger = logging.getLogger("hypernet_d2.demo")
 
 
 class UnreadableError(ValueError):
-    """A source that is left out."""
-
-
-class View(NamedTuple):
-    """What is shown of one image: ``picture`` (H, W, 3, RGB, uint8) and how it is described."""
-
-    picture: np.ndarray
-    caption: str
-    instances: Instances | None = None
-
-
-Viewer = Callable[[np.ndarray], View]  # from (H, W, 3), BGR, uint8
+    """An input that is skipped."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = CommandParser(
+        __doc__,
+        "--config Digits-Detection/hypernet_R_18_demo "
+        "--input '~/.cache/hypernet_d2/digits/val-*/00000?.png' --output output/found "
+        "--opts MODEL.WEIGHTS output/digits/model_final.pth",
     )
     add = parser.add_argument
-    add("--config-file", required=True, help="config of the model")
+    add_config_arguments(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--input", nargs="+", help="images, videos, folders of them, or patterns such as 'a/*.jpg'"
     )
-    source.add_argument(
-        "--webcam", type=int, nargs="?", const=0, help="number of a camera; 0 if left out"
-    )
+    source.add_argument("--webcam", type=int, nargs="?", const=0, help="a camera (default: 0)")
     add("--output", required=True, type=Path, help="folder for pictures and videos")
-    add("--show", choices=SHOW, default="detections", help="default: detections")
-    add("--threshold", type=float, default=0.5, help="least score of a detection (default: 0.5)")
-    add("--num-proposals", type=int, default=100, help="most proposals shown (default: 100)")
+    add("--show", choices=VIEWS, default="detections", help="default: detections")
+    add("--threshold", type=float, default=0.5, help="minimum score of a detection (default: 0.5)")
+    add("--num-proposals", type=int, default=100, help="maximum of proposals (default: 100)")
     add(
         "--compare",
         nargs=2,
         metavar=("CONFIG", "WEIGHTS"),
-        help="a second model, shown on the right; --opts and --data count for both",
+        help="a second model, drawn on the right; --opts and --data apply to both",
     )
     add("--json", type=Path, metavar="FILE", help="write the detections in COCO's format")
     add("--codec", choices=CODECS, default="mp4v", help="of the videos written (default: mp4v)")
@@ -103,11 +86,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_inputs(inputs: list[str]) -> list[Path]:
-    """The images and videos that the words of ``--input`` stand for, each once, in their order.
+    """The images and videos that ``--input`` names, each once, in order.
 
     Raises:
-        ValueError: a word is no file, no folder that holds images or videos, and no pattern that
-            fits a file.
+        ValueError: an entry is neither a file, nor a folder with images or videos, nor a pattern
+            that matches a file.
     """
     found: list[Path] = []
     for word in inputs:
@@ -126,171 +109,28 @@ def find_inputs(inputs: list[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-# What is shown
-
-
-def view_detections(predictor: Predictor, image: np.ndarray, args: argparse.Namespace) -> View:
-    instances = predictor(image)["instances"].to("cpu")
-    visualizer = BoxVisualizer(image[:, :, ::-1], predictor.metadata)
-    picture = visualizer.draw_instance_predictions(instances).get_image()
-    return View(picture, f"{len(instances)} detections", instances)
-
-
-def view_proposals(predictor: Predictor, image: np.ndarray, args: argparse.Namespace) -> View:
-    with output_of(predictor.model.proposal_generator) as seen:
-        predictor(image)
-    (proposals,), _ = seen["output"]
-    best = detector_postprocess(proposals[: args.num_proposals].to("cpu"), *image.shape[:2])
-    scores = best.objectness_logits.sigmoid().numpy()
-    visualizer = BoxVisualizer(image[:, :, ::-1], predictor.metadata)
-    limits = (scores.min(initial=1.0), scores.max(initial=0.0))
-    boxes = best.proposal_boxes.tensor.numpy()
-    picture = visualizer.draw_proposals(boxes, scores, limits).get_image()
-    return View(with_scale(picture, len(best), limits), f"{len(best)} proposals")
-
-
-def view_features(predictor: Predictor, image: np.ndarray, args: argparse.Namespace) -> View:
-    from hypernet_d2.layers import hypercolumn_picture
-
-    with output_of(predictor.model.backbone) as seen:
-        predictor(image)
-    size = tuple(seen["inputs"][0].shape[-2:])
-    content = predictor.aug.get_transform(image).apply_image(image).shape[:2]
-    picture = hypercolumn_picture(seen["output"], size, content).numpy()
-    picture = cv2.resize(picture, image.shape[1::-1])
-    return View(picture, f"maps {', '.join(seen['output'])}")
-
-
-SHOW = {
-    "detections": view_detections,
-    "proposals": view_proposals,
-    "features": view_features,
-}
-
-
-@contextmanager
-def output_of(module: nn.Module) -> Iterator[dict[str, Any]]:
-    """Gives a dict that gets the ``inputs`` and ``output`` of the module's next call."""
-    seen: dict[str, Any] = {}
-    handle = module.register_forward_hook(
-        lambda _, inputs, output: seen.update(inputs=inputs, output=output)
-    )
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
 def build_viewer(args: argparse.Namespace) -> tuple[Predictor, Viewer]:
-    """The first model, and what shows it, or the two side by side."""
-    show = SHOW[args.show]
+    """The first model, and the function that draws an image with it, or with both models."""
+    register_data(args.data)
     first = Predictor(demo_cfg(args, args.config_file))
     if not args.compare:
-        return first, lambda image: show(first, image, args)
-    config, weights = args.compare
-    other_cfg = demo_cfg(args, config)
-    other_cfg.MODEL.WEIGHTS = weights
-    second = Predictor(other_cfg)
-
-    def side_by_side(image: np.ndarray) -> View:
-        halves = []
-        for predictor, name in ((first, args.config_file), (second, config)):
-            view = show(predictor, image, args)
-            short = "/".join(Path(name).with_suffix("").parts[-2:])
-            halves.append(with_caption(view.picture, f"{short}: {view.caption}"))
-        gap = np.full((len(halves[0]), PAD, 3), 255, np.uint8)
-        return View(np.hstack([halves[0], gap, halves[1]]), "")
-
-    return first, side_by_side
+        return first, partial(VIEWS[args.show], first, args)
+    config_file, weights = args.compare
+    cfg = demo_cfg(args, config_file)
+    cfg.MODEL.WEIGHTS = weights
+    return first, side_by_side([(args.config_file, first), (config_file, Predictor(cfg))], args)
 
 
 def demo_cfg(args: argparse.Namespace, config_file: str) -> CfgNode:
-    cfg = setup_cfg(argparse.Namespace(config_file=config_file, opts=args.opts, data=args.data))
+    # Without args.data: registering a data set twice is an error.
+    cfg = setup_cfg(argparse.Namespace(config_file=config_file, opts=args.opts))
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.threshold
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.threshold
     return cfg
 
 
-def with_caption(picture: np.ndarray, text: str) -> np.ndarray:
-    """``picture`` under a strip with one line of text, made to fit its width."""
-    strip = np.full((STRIP, picture.shape[1], 3), 255, np.uint8)
-    put_text(strip, text, PAD, picture.shape[1] - 2 * PAD)
-    return np.vstack([strip, picture])
-
-
-def with_scale(picture: np.ndarray, count: int, limits: tuple[float, float]) -> np.ndarray:
-    """``picture`` under a strip that tells the colours of objectness within ``limits``."""
-    width = picture.shape[1]
-    strip = np.full((STRIP, width, 3), 255, np.uint8)
-    low, high = (f"{limit:.3f}" for limit in limits)
-    left = PAD + put_text(strip, f"{count} proposals, objectness {low}", PAD, width // 2)
-    right = max(int(0.85 * width), left + 1)
-    colours = (255 * score_colours(np.linspace(0, 1, right - left))).astype(np.uint8)
-    strip[PAD:-PAD, left:right] = colours
-    put_text(strip, high, right + PAD, width - right - 2 * PAD)
-    return np.vstack([strip, picture])
-
-
-def put_text(strip: np.ndarray, text: str, x: int, width: int) -> int:
-    """Writes ``text`` from ``x`` on, at most ``width`` pixels wide; returns where it ends."""
-    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.55
-    (length, _), _ = cv2.getTextSize(text, font, size, 1)
-    size *= min(1.0, max(width, 1) / length)
-    (length, height), _ = cv2.getTextSize(text, font, size, 1)
-    cv2.putText(strip, text, (x, (STRIP + height) // 2), font, size, (0, 0, 0), 1, cv2.LINE_AA)
-    return x + length
-
-
-# What is written
-
-
-class CocoWriter:
-    """Detections in COCO's format, written as they come, so that a long video takes no memory.
-
-    ``annotations`` has what COCO's results have (``image_id``, ``category_id``, ``bbox`` as x, y,
-    width and height in pixels, ``score``); ``images`` has ``file_name``, ``width``, ``height`` and,
-    for videos, ``frame``, counted from 0. The file appears when all is written.
-    """
-
-    def __init__(self, file: Path, predictor: Predictor):
-        self.file, self.part = file, file.with_name(file.name + ".part")
-        metadata, num_classes = predictor.metadata, predictor.cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id", None) or {
-            i: i for i in range(num_classes)
-        }
-        self.category_ids = {contiguous: id for id, contiguous in to_contiguous.items()}
-        names = metadata.get("thing_classes", None) or [str(i) for i in range(num_classes)]
-        categories = [
-            {"id": id, "name": names[contiguous]} for contiguous, id in self.category_ids.items()
-        ]
-        self.images: list[str] = []
-        self.annotations = 0
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self.stream = self.part.open("w", encoding="utf-8")
-        self.stream.write(f'{{"categories": {json.dumps(categories)},\n"annotations": [')
-
-    def add(self, instances: Instances, file: str, frame: int | None = None) -> None:
-        height, width = instances.image_size
-        image_id = len(self.images) + 1
-        image = {"id": image_id, "file_name": file, "width": width, "height": height}
-        self.images.append(json.dumps(image if frame is None else {**image, "frame": frame}))
-        for result in instances_to_coco_json(instances, image_id):
-            self.stream.write(",\n" if self.annotations else "\n")
-            self.annotations += 1
-            result["category_id"] = self.category_ids[result["category_id"]]
-            area = result["bbox"][2] * result["bbox"][3]
-            self.stream.write(
-                json.dumps({"id": self.annotations, **result, "area": area, "iscrowd": 0})
-            )
-
-    def close(self) -> None:
-        self.stream.write('],\n"images": [\n' + ",\n".join(self.images) + "]}\n")
-        self.stream.close()
-        self.part.replace(self.file)
-
-
-class Names:
-    """Distinct file names in ``--output``, none of which is an input's."""
+class OutputNames:
+    """Distinct file names in a folder, none of which is an input's."""
 
     def __init__(self, folder: Path, inputs: list[Path]):
         self.folder = folder
@@ -300,15 +140,18 @@ class Names:
         number = 1
         while True:
             path = self.folder / f"{stem}{'' if number == 1 else f'_{number}'}{suffix}"
-            key = str(path.resolve()).lower()  # some file systems know no capitals
+            key = str(path.resolve()).lower()  # the file system may ignore case
             if key not in self.taken:
                 self.taken.add(key)
                 return path
             number += 1
 
 
-def run_image(path: Path, viewer: Viewer, names: Names, coco: CocoWriter | None) -> None:
-    """Raises UnreadableError where the image cannot be read."""
+def run_image(path: Path, viewer: Viewer, names: OutputNames, coco: CocoWriter | None) -> None:
+    """
+    Raises:
+        UnreadableError: the image cannot be read.
+    """
     try:
         image = read_named(path)
     except ValueError as error:
@@ -321,31 +164,31 @@ def run_image(path: Path, viewer: Viewer, names: Names, coco: CocoWriter | None)
 
 
 def run_video(
-    source: Path | int, viewer: Viewer, names: Names, codec: str, coco: CocoWriter | None
+    source: Path | int, viewer: Viewer, names: OutputNames, codec: str, coco: CocoWriter | None
 ) -> None:
-    """Frame by frame, so that a video's length does not matter.
+    """Read, draw and write frame by frame; ``source`` is a file or the number of a camera.
 
     Raises:
-        UnreadableError: the source cannot be opened, gives no frame, or ends early.
-        RuntimeError: OpenCV cannot write the codec.
+        UnreadableError: the source cannot be opened, has no frame, or ends early.
+        ValueError: OpenCV cannot write the codec.
     """
     camera = isinstance(source, int)
     name = f"webcam {source}" if camera else str(source)
     capture = cv2.VideoCapture(source if camera else str(source))
     writer, count, start = None, 0, time.perf_counter()
-    stated = 0 if camera else max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+    expected = 0 if camera else max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     try:
-        for frame in tqdm(read_frames(capture), total=stated or None, desc=name, unit="frame"):
+        for frame in tqdm(read_frames(capture), total=expected or None, desc=name, unit="frame"):
             view = viewer(frame)
+            picture = cv2.cvtColor(view.picture, cv2.COLOR_RGB2BGR)
             if writer is None:
-                stem = "webcam" if camera else source.stem
-                file = names.next(stem, CODECS[codec])
-                writer = open_writer(file, codec, capture, view.picture)
-            writer.write(cv2.cvtColor(view.picture, cv2.COLOR_RGB2BGR))
+                file = names.next("webcam" if camera else source.stem, CODECS[codec])
+                writer = open_video_writer(file, codec, capture, picture.shape[1::-1])
+            writer.write(picture)
             if coco:
                 coco.add(view.instances, name if camera else source.as_posix(), count)
             count += 1
-            if camera and not show_window(view.picture):
+            if camera and not show_frame(picture):
                 break
     except KeyboardInterrupt:
         if not camera:
@@ -357,50 +200,14 @@ def run_video(
     if not count:
         raise UnreadableError("cannot be read as a video")
     seconds = time.perf_counter() - start
-    logger.info("%s: %d frames in %.1f s, %.2f a second", name, count, seconds, count / seconds)
-    if count < stated - 1:  # some containers round the number
-        raise UnreadableError(f"ends at frame {count} of {stated}; what came before is written")
-
-
-def read_frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """(H, W, 3), BGR."""
-    while True:
-        there, frame = capture.read()
-        if not there:
-            return
-        yield frame
-
-
-def open_writer(
-    file: Path, codec: str, capture: cv2.VideoCapture, picture: np.ndarray
-) -> cv2.VideoWriter:
-    rate = capture.get(cv2.CAP_PROP_FPS)
-    writer = cv2.VideoWriter(
-        str(file),
-        cv2.VideoWriter.fourcc(*codec),
-        rate if rate > 0 else FRAMES_A_SECOND,
-        picture.shape[1::-1],
-    )
-    if not writer.isOpened():
-        raise RuntimeError(
-            f"{file}: this build of OpenCV ({cv2.__version__}) cannot write the codec {codec!r}; "
-            f"expected one that it has: --codec {' or '.join(c for c in CODECS if c != codec)}"
-        )
-    return writer
-
-
-def show_window(picture: np.ndarray) -> bool:
-    """Whether to go on: not after Esc or q. Without windows (opencv-python-headless) always."""
-    try:
-        cv2.imshow("hypernet_d2", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    except cv2.error:
-        return True
-    return cv2.waitKey(1) not in (27, ord("q"))
+    logger.info("%s: %d frames in %.1f s, %.2f per second", name, count, seconds, count / seconds)
+    if count < expected - 1:  # the frame count of some containers is off by one
+        raise UnreadableError(f"ends at frame {count} of {expected}; those before are written")
 
 
 def run(args: argparse.Namespace, viewer: Viewer, coco: CocoWriter | None) -> list[str]:
-    """What could not be read, each with its reason."""
-    names, failures = Names(args.output, args.files), []
+    """Process all inputs; return those that could not be read, each with the reason."""
+    names, failures = OutputNames(args.output, args.files), []
     sources = args.files if args.webcam is None else [args.webcam]
     for source in tqdm(sources, unit="file"):
         try:
@@ -415,15 +222,16 @@ def run(args: argparse.Namespace, viewer: Viewer, coco: CocoWriter | None) -> li
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Return 1 if an input could not be read, else 0."""
     args = parse_args(argv)
     setup_logger(name="hypernet_d2")
     predictor, viewer = build_viewer(args)
     args.output.mkdir(parents=True, exist_ok=True)
-    coco = CocoWriter(args.json, predictor) if args.json else None
-    with logging_redirect_tqdm([logging.getLogger("hypernet_d2")]):
+    with (
+        logging_redirect_tqdm([logging.getLogger("hypernet_d2")]),
+        coco_writer(args.json, predictor) if args.json else nullcontext() as coco,
+    ):
         failures = run(args, viewer, coco)
-    if coco:
-        coco.close()
     if failures:
         logger.error("%d of %d could not be read", len(failures), len(args.files) or 1)
     return 1 if failures else 0

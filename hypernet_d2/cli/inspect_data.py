@@ -173,13 +173,16 @@ def draw(record: dict, odd: dict[int, str], metadata) -> np.ndarray:
             f"{record['width']} x {record['height']}"
         )
     visualizer = BoxVisualizer(image, metadata, max(1.0, PICTURE_SIDE / max(height, width)))
-    labels = [a["category_id"] for a in record["annotations"]]
-    texts = [
-        visualizer.class_name(label) + (f": {odd[i]}" if i in odd else "")
-        for i, label in enumerate(labels)
+    classes = [a["category_id"] for a in record["annotations"]]
+    labels = [
+        metadata.thing_classes[label] + (f": {odd[i]}" if i in odd else "")
+        for i, label in enumerate(classes)
     ]
-    colours = [visualizer.class_colour(label) for label in labels]
-    return visualizer.draw_labelled_boxes(boxes_of(record), texts, colours).get_image()
+    return visualizer.overlay_instances(
+        boxes=boxes_of(record),
+        labels=labels,
+        assigned_colors=[visualizer.class_color(label) for label in classes],
+    ).get_image()
 
 
 def main(argv: list[str] | None = None) -> None:

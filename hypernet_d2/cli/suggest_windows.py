@@ -196,9 +196,9 @@ def plot(now: Fit, suggested: Fit, boxes: Tensor, title: str) -> plt.Figure:
     w, h = (boxes[:, 2:] - boxes[:, :2]).T
     few = torch.randperm(len(boxes), generator=torch.Generator().manual_seed(0))[:5000]
     left.loglog((w * h).sqrt()[few], (h / w)[few], ".", ms=2, color="#999999", label="boxes")
-    for choice, colour, marker, name in ((now, NOW, "s", "now"), (suggested, SUGGESTED, "o", "")):
+    for choice, color, marker, name in ((now, NOW, "s", "now"), (suggested, SUGGESTED, "o", "")):
         xs, ys = zip(*[(s, r) for s in choice.sizes for r in choice.ratios], strict=True)
-        left.loglog(xs, ys, marker, mfc="none", color=colour, label=f"windows {name}".strip())
+        left.loglog(xs, ys, marker, mfc="none", color=color, label=f"windows {name}".strip())
     left.lines[-1].set_label("windows suggested")
     left.set(xlabel="size: square root of the area, pixels of the input", ylabel="height / width")
     for axis, ticks in ((left.xaxis, SIZE_TICKS), (left.yaxis, RATIO_TICKS)):
@@ -208,9 +208,9 @@ def plot(now: Fit, suggested: Fit, boxes: Tensor, title: str) -> plt.Figure:
     left.margins(y=0.25)  # room for the legend
     left.legend(loc="upper left")
     ious = np.linspace(0.3, 1, 141)
-    for choice, colour, name in ((now, NOW, "now"), (suggested, SUGGESTED, "suggested")):
+    for choice, color, name in ((now, NOW, "now"), (suggested, SUGGESTED, "suggested")):
         label = f"{name}: {choice.num_windows} windows"
-        right.plot(ious, [choice.recall(iou) for iou in ious], color=colour, label=label)
+        right.plot(ious, [choice.recall(iou) for iou in ious], color=color, label=label)
     for iou in IOUS:
         right.axvline(iou, color=INK, lw=0.6, ls=":")
     right.set(xlabel="IoU", ylabel="share of the boxes that a window reaches", ylim=(0, 1.02))

@@ -29,18 +29,18 @@ from torch import Tensor
 from hypernet_d2.data import load_dataset
 from hypernet_d2.data.dataset_mapper import read_named
 from hypernet_d2.engine import Predictor, add_data_argument, setup_cfg
-from hypernet_d2.engine.visualizer import BoxVisualizer, score_colours
+from hypernet_d2.engine.visualizer import BoxVisualizer, score_colors
 from hypernet_d2.layers import WindowGrid, hypercolumn_picture
 from hypernet_d2.modeling import HyperBackbone, HyperNetProposals
 
 from .contact_sheet import CELL_WIDTH, draw_detections, draw_ground_truth
-from .detect import output_of
+from .views import output_of
 from .web import tile_channels
 
 DEMO_CONFIG = "configs/Digits-Detection/hypernet_R_18_demo.yaml"
 DEMO_WEIGHTS = "output/demo/model_final.pth"
 WIDTH, DPI = 10, 100  # inches of a picture, and dots an inch
-BESIDE_BAR = 0.87  # part of the width that a colour bar leaves
+BESIDE_BAR = 0.87  # part of the width that a color bar leaves
 MAP_CHANNELS = 3  # channels shown of each map of the trunk
 REGIONS = 6  # proposals whose pooled regions are shown
 
@@ -262,16 +262,16 @@ def show_windows(predictor: Predictor, seen: Trace) -> Stage:
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
     left.axis("off")
     left.imshow(seen.image)
-    left.set_title("all shapes around one point, a colour a size")
+    left.set_title("all shapes around one point, a color a size")
     sizes = shapes_by_size(predictor.cfg, grid)
-    colours = score_colours(np.linspace(0.05, 0.95, len(sizes)))
+    colors = score_colors(np.linspace(0.05, 0.95, len(sizes)))
     labels = []
-    for colour, indices in zip(colours, sizes.values(), strict=True):
+    for color, indices in zip(colors, sizes.values(), strict=True):
         for index in indices:
             h, w = ((side - 1) * grid.feature_stride for side in grid.shapes[index])
             corner = ((width - w) / 2, (height - h) / 2)
-            left.add_patch(Rectangle(corner, w, h, fill=False, edgecolor=colour, linewidth=1.3))
-            bar = right.barh(len(labels), counts[index], color=colour)
+            left.add_patch(Rectangle(corner, w, h, fill=False, edgecolor=color, linewidth=1.3))
+            bar = right.barh(len(labels), counts[index], color=color)
             right.bar_label(bar, [f"{counts[index]:,}"], fontsize=7, padding=2)
             labels.append(f"{w} x {h}")
     right.set_yticks(range(len(labels)), labels, fontsize=7)
@@ -383,7 +383,7 @@ def show_hypercolumns(predictor: Predictor, seen: Trace) -> Stage:
         "3 of Hariharan et al., CVPR 2015",
         f"The activations of {', '.join(seen.maps)} above a pixel, interpolated: {channels} "
         f"numbers, ({height}, {width}, {channels}) in all. Their three principal components are "
-        "red, green and blue, so pixels of like colour are alike to the trunk.",
+        "red, green and blue, so pixels of like color are alike to the trunk.",
         figure,
     )
 
@@ -423,13 +423,13 @@ def objectness_maps(predictor: Predictor, seen: Trace) -> dict[float, np.ndarray
 
 
 def draw_heat(ax: Axes, heat: np.ndarray, image: np.ndarray) -> ScalarMappable:
-    """Objectness over the image in grey; returns what a colour bar needs."""
+    """Objectness over the image in grey; returns what a color bar needs."""
     height, width = image.shape[:2]
     ax.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
-    colours = matplotlib.colormaps["plasma"].with_extremes(under=(0, 0, 0, 0))
+    colors = matplotlib.colormaps["plasma"].with_extremes(under=(0, 0, 0, 0))
     return ax.imshow(
         heat,
-        cmap=colours,
+        cmap=colors,
         vmin=0,
         vmax=1,
         alpha=0.7,

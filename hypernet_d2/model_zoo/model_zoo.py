@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from torch import nn
 
 from hypernet_d2.checkpoint import HyperNetCheckpointer
 from hypernet_d2.config import add_hypernet_config, default_device
+from hypernet_d2.utils.files import did_you_mean
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,7 +26,7 @@ def get_config_file(config_path: str) -> str:
     """Path of a config file, e.g. of "BCCD-Detection/hypernet_R_18.yaml".
 
     Raises:
-        ValueError: there is none of that name; the message lists the nearest names, or all.
+        ValueError: there is none of that name; the message has the nearest name, or lists all.
     """
     path = _CONFIGS / config_path
     if path.suffix in _SUFFIXES and path.is_file():
@@ -36,9 +36,8 @@ def get_config_file(config_path: str) -> str:
         for path in _CONFIGS.glob("*/*")
         if path.suffix in _SUFFIXES and not path.name.startswith("Base-")
     )
-    near = get_close_matches(config_path, known)
-    expected = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}"
-    raise ValueError(f"{config_path!r} is not in the model zoo; {expected}")
+    hint = did_you_mean(config_path, known) or f"; it has {', '.join(known)}"
+    raise ValueError(f"{config_path!r} is not in the model zoo{hint}")
 
 
 def get_checkpoint_url(config_path: str) -> str:

@@ -133,7 +133,7 @@ def test_a_video_that_ends_early_or_is_none_is_an_error(demo, model, tmp_path, e
 def test_a_codec_that_opencv_lacks_is_named(demo, model, tmp_path, monkeypatch):
     video = write_video(tmp_path / "clip.avi")
     monkeypatch.setattr(cv2.VideoWriter, "isOpened", lambda self: False, raising=True)
-    with pytest.raises(RuntimeError, match="cannot write the codec 'mp4v'.*--codec"):
+    with pytest.raises(ValueError, match="cannot write the codec 'mp4v'.*--codec"):
         demo["main"]([*model, "--input", video, "--output", str(tmp_path / "out")])
 
 
@@ -149,43 +149,44 @@ def test_webcam_is_recorded(demo, model, tmp_path, monkeypatch):
     assert len(frames_of(tmp_path / "out" / "webcam.mp4")) == 3
 
 
-def test_proposals_are_the_best_in_pixels_of_the_image(demo, model, tmp_path):
+def test_proposals_are_the_best_in_pixels_of_the_image(demo, model, tmp_path, monkeypatch):
+    from hypernet_d2.cli import views
+
     image = write_image(tmp_path / "x.png", (120, 160))
     words = ["--input", image, "--output", str(tmp_path / "out"), "--show", "proposals"]
     args = demo["parse_args"]([*model, *words, "--num-proposals", "3"])
     predictor, viewer = demo["build_viewer"](args)
     drawn = []
-    draw = demo["BoxVisualizer"].draw_proposals
-    demo["BoxVisualizer"].draw_proposals = lambda self, boxes, *rest: (
-        drawn.append((boxes, *rest)) or draw(self, boxes, *rest)
+    draw = views.BoxVisualizer.draw_proposals
+    monkeypatch.setattr(
+        views.BoxVisualizer,
+        "draw_proposals",
+        lambda self, boxes, *rest: drawn.append((boxes, *rest)) or draw(self, boxes, *rest),
     )
-    try:
-        view = viewer(cv2.imread(image))
-    finally:
-        demo["BoxVisualizer"].draw_proposals = draw
+    view = viewer(cv2.imread(image))
     ((boxes, scores, limits),) = drawn
     assert boxes.shape == (3, 4) and view.caption == "3 proposals"
     assert limits == (scores.min(), scores.max()) and (np.diff(scores) <= 0).all()
     assert boxes[:, 2].max() <= 160 and boxes.max() > 96  # the network sees 96 x 128 pixels
-    with demo["output_of"](predictor.model.proposal_generator) as seen:
+    with views.output_of(predictor.model.proposal_generator) as seen:
         predictor(cv2.imread(image))
     (proposals,), _ = seen["output"]
     assert proposals.image_size == (96, 128)
     np.testing.assert_allclose(boxes, proposals.proposal_boxes.tensor[:3] * 160 / 128, atol=1e-3)
-    assert view.picture.shape == (120 + demo["STRIP"], 160, 3)
+    assert view.picture.shape == (120 + views.STRIP, 160, 3)
 
 
 def test_features_cover_the_image_without_its_padding(demo, model, tmp_path, monkeypatch):
-    from hypernet_d2 import layers
+    from hypernet_d2.cli import views
 
-    def columns(features, size):
-        """Red from left to right over the padded image, whatever the maps are."""
+    def columns(features, size, content_size):
+        """Red from left to right over the padded image, for any maps."""
         assert list(features) == ["hyper"]
         picture = torch.zeros(*size, 3, dtype=torch.uint8)
         picture[..., 0] = torch.arange(size[1]).clamp(max=255)
-        return picture
+        return picture[: content_size[0], : content_size[1]]
 
-    monkeypatch.setattr(layers, "hypercolumn_picture", columns, raising=False)
+    monkeypatch.setattr(views, "hypercolumn_picture", columns)
     image = write_image(tmp_path / "x.png", (60, 85))  # resized to 96 x 136, padded to 96 x 144
     words = ["--input", image, "--output", str(tmp_path / "out"), "--show", "features"]
     _, viewer = demo["build_viewer"](demo["parse_args"]([*model, *words]))
@@ -194,13 +195,27 @@ def test_features_cover_the_image_without_its_padding(demo, model, tmp_path, mon
     assert picture[0, -1, 0] == pytest.approx(135, abs=2)
 
 
+def test_features_of_an_image_that_is_not_resized(demo, model, tmp_path):
+    image = write_image(tmp_path / "x.png", (60, 85))
+    words = ["--input", image, "--output", str(tmp_path / "out"), "--show", "features"]
+    assert demo["main"]([*model, *words, "--opts", "INPUT.MIN_SIZE_TEST", "0"]) == 0
+    assert cv2.imread(str(tmp_path / "out" / "x.png")).shape == (60, 85, 3)
+
+
 def test_two_models_side_by_side(demo, model, tmp_path):
+    from hypernet_d2.cli import views
+
     image, config = write_image(tmp_path / "x.png", (120, 160)), Path(model[1])
     words = ["--input", image, "--output", str(tmp_path / "out")]
     compare = ["--compare", str(config), str(config.parent / "model.pth")]
-    assert demo["main"]([*model, *words, *compare]) == 0
+    data = tmp_path / "data.py"  # it must run once, as a name cannot be registered twice
+    data.write_text(
+        "from detectron2.data import DatasetCatalog\n"
+        "DatasetCatalog.register('test_two_models', list)\n"
+    )
+    assert demo["main"]([*model, *words, *compare, "--data", str(data)]) == 0
     picture = cv2.imread(str(tmp_path / "out" / "x.png"))
-    assert picture.shape == (120 + demo["STRIP"], 2 * 160 + demo["PAD"], 3)
+    assert picture.shape == (120 + views.STRIP, 2 * 160 + views.PAD, 3)
     np.testing.assert_array_equal(picture[:, :160], picture[:, -160:])
 
 
@@ -240,19 +255,3 @@ def test_an_input_in_the_output_folder_is_not_overwritten(demo, model, tmp_path)
     assert demo["main"]([*model, "--input", str(image), "--output", str(tmp_path)]) == 0
     assert image.read_bytes() == before
     assert (tmp_path / "x_2.png").is_file()
-
-
-def test_labels_lie_within_the_picture_and_classes_keep_their_colour():
-    from hypernet_d2.engine.visualizer import BoxVisualizer
-
-    h, w = 90, 120
-    corners = [[0, 0, 10, 10], [110, 0, 120, 10], [0, 80, 10, 90], [110, 80, 120, 90], [0, 0, w, h]]
-    visualizer = BoxVisualizer(np.zeros((h, w, 3), np.uint8), scale=2.0)
-    texts = ["a long label"] * len(corners)
-    visualizer.draw_labelled_boxes(np.array(corners, float), texts, [(1, 0, 0)] * len(corners))
-    visualizer.output.get_image()
-    for label in visualizer.output.ax.texts:
-        extent = label.get_bbox_patch().get_window_extent()
-        assert extent.x0 >= 0 and extent.y0 >= 0
-        assert extent.x1 <= 2 * w + 1 and extent.y1 <= 2 * h + 1
-    assert visualizer.class_colour(1) == visualizer.class_colour(1) != visualizer.class_colour(2)
