@@ -1,4 +1,4 @@
-"""The project's configs by name, with the verbs of ``detectron2.model_zoo``."""
+"""The configs of this project by name, with the same functions as ``detectron2.model_zoo``."""
 
 from hypernet_d2 import _detectron2  # noqa: F401
 

@@ -23,10 +23,13 @@ _SUFFIXES = (".yaml", ".py")
 
 
 def get_config_file(config_path: str) -> str:
-    """Path of a config file, e.g. of "BCCD-Detection/hypernet_R_18.yaml".
+    """Path to a config file.
+
+    Args:
+        config_path: name relative to ``configs/``, e.g. "BCCD-Detection/hypernet_R_18.yaml".
 
     Raises:
-        ValueError: there is none of that name; the message has the nearest name, or lists all.
+        ValueError: if there is no such config; the message has the nearest name, or all names.
     """
     path = _CONFIGS / config_path
     if path.suffix in _SUFFIXES and path.is_file():
@@ -41,19 +44,28 @@ def get_config_file(config_path: str) -> str:
 
 
 def get_checkpoint_url(config_path: str) -> str:
-    """URL of a trained model; no trained model is published yet.
+    """URL of the trained model of a config.
 
     Raises:
-        ValueError: always, saying whether the config at least exists.
+        ValueError: always, since no trained model is published yet.
     """
     get_config_file(config_path)
     raise ValueError(f"no trained model is published for {config_path!r}")
 
 
 def get_config(config_path: str, trained: bool = False) -> CfgNode | DictConfig:
-    """The config: a CfgNode, ``MODEL.HYPERNET`` included, or of a ``.py`` file its LazyConfig.
+    """Load a config.
 
-    ``trained`` sets MODEL.WEIGHTS, or ``train.init_checkpoint``, to the config's checkpoint.
+    Args:
+        config_path: see :func:`get_config_file`.
+        trained: set ``MODEL.WEIGHTS`` (``train.init_checkpoint`` in a ``.py`` config) to the
+            checkpoint of the trained model.
+
+    Returns:
+        A CfgNode with ``MODEL.HYPERNET``, or the LazyConfig of a ``.py`` file.
+
+    Raises:
+        ValueError: see :func:`get_config_file` and :func:`get_checkpoint_url`.
     """
     path = get_config_file(config_path)
     weights = get_checkpoint_url(config_path) if trained else None
@@ -71,9 +83,12 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode | DictConfig:
 
 
 def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """The model of a config with its initial or (``trained``) final weights, in training mode.
+    """Build the model of a config, in training mode.
 
-    ``device`` is where it lies; by default a GPU if there is one.
+    Args:
+        config_path: see :func:`get_config_file`.
+        trained: load the trained model's weights instead of the initial ones of the config.
+        device: device of the model; by default the GPU if there is one.
     """
     cfg = get_config(config_path, trained)
     device = device or default_device()
