@@ -7,10 +7,12 @@ import logging
 import runpy
 from pathlib import Path
 
-import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from hypernet_d2.config import add_hypernet_config, default_device
+from hypernet_d2.utils.files import similar_files
+
+from .config_file import check_config_file, check_option_keys
 
 __all__ = ["add_data_argument", "register_data", "setup_cfg"]
 
@@ -27,67 +29,47 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def register_data(file: str | None) -> None:
-    """Run the Python file that registers the user's data sets; None has none to register.
+    """Run the Python file that registers the user's data sets, if there is one.
 
     Raises:
-        FileNotFoundError: if it is not there.
+        FileNotFoundError: the file does not exist.
     """
     if file is None:
         return
     if not Path(file).is_file():
-        raise FileNotFoundError(f"--data {file}: no such file; expected a Python file")
+        raise FileNotFoundError(
+            f"--data {file}: no such file, expected a Python file{similar_files(file)}"
+        )
     runpy.run_path(file)
-
-
-def check_keys_are_unique(file: str) -> None:
-    """
-    Raises:
-        ValueError: a mapping in the yaml file has a key twice; the lines are named.
-    """
-
-    def check(node: yaml.Node) -> None:
-        lines: dict[str, int] = {}
-        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise ValueError(
-                    f"{file}: {key.value!r} stands in line {lines[key.value]} and again in line "
-                    f"{line}, where it would replace the first; expected one of them with all keys"
-                )
-            lines[key.value] = line
-            check(value)
-
-    if Path(file).is_file():  # else the config's own loader says what is wrong
-        check(yaml.compose(Path(file).read_text(encoding="utf-8")))
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """The config of ``args.config_file`` with ``args.opts`` merged in, not frozen.
 
-    Where ``args`` has ``data``, `register_data` runs it first. In training with several processes
-    each of them calls this, so each has the data sets that the file registers.
+    If ``args`` has ``data``, `register_data` runs that file first. Each process of a distributed
+    training calls this, so that each has the data sets.
 
-    detectron2's default device is "cuda"; on a machine without a GPU the config gets "cpu".
+    detectron2's default device is "cuda"; without a GPU it is changed to "cpu".
 
     Raises:
-        FileNotFoundError: if the config file or the data file is not there.
-        KeyError: if the file names a key that does not exist.
-        ValueError: if the file has a key twice in one place, an option names a key that does not
-            exist, the options are not pairs, or a value has the wrong type.
+        FileNotFoundError: the config file or the data file does not exist.
+        ValueError: the config file is not valid, see :func:`check_config_file`; an option names a
+            key that does not exist; the options are not pairs; or a value has the wrong type.
     """
     register_data(getattr(args, "data", None))
     cfg = get_cfg()
     add_hypernet_config(cfg)
     if args.config_file:
-        check_keys_are_unique(args.config_file)
-        cfg.merge_from_file(args.config_file)
+        check_config_file(args.config_file, cfg)
+        try:
+            cfg.merge_from_file(args.config_file)
+        except (ValueError, KeyError, AssertionError) as error:  # a value of another type
+            raise ValueError(f"{args.config_file}: {error}") from error
     opts = list(args.opts or [])
     if len(opts) % 2:
         raise ValueError(f"options come in pairs KEY VALUE; got {len(opts)} words: {opts}")
-    try:
-        cfg.merge_from_list(opts)
-    except AssertionError as error:  # what yacs raises for an unknown key
-        raise ValueError(f"unknown configuration key among the options: {error}") from error
+    check_option_keys(opts[::2], cfg)
+    cfg.merge_from_list(opts)
     if cfg.MODEL.DEVICE.startswith("cuda") and default_device() == "cpu":
         logger.warning("MODEL.DEVICE is %r, but no GPU is usable: 'cpu' is used", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"

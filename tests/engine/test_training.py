@@ -127,41 +127,6 @@ def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_checkpoint(tiny
         run(tmp_path, "SOLVER.BASE_LR", 1e12, "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER", 50)
 
 
-@pytest.mark.parametrize(
-    ("opts", "error", "message"),
-    [
-        (["MODEL.HYPERNET.FEATURE.CHANELS", "8"], ValueError, "MODEL.HYPERNET.FEATURE.CHANELS"),
-        (["MODEL.HYPERNET.FEATURE.CHANNELS", "many"], ValueError, "many"),
-        (["MODEL.HYPERNET.FEATURE.CHANNELS"], ValueError, "pairs KEY VALUE; got 1"),
-    ],
-)
-def test_a_wrong_option_is_named(opts, error, message):
-    from hypernet_d2.engine import setup_cfg
-
-    with pytest.raises(error, match=message):
-        setup_cfg(argparse.Namespace(config_file=CONFIG, opts=opts))
-
-
-def test_an_unknown_key_in_a_file_is_named(tmp_path):
-    from hypernet_d2.engine import setup_cfg
-
-    path = tmp_path / "mine.yaml"
-    path.write_text(f"_BASE_: {CONFIG!r}\nMODEL:\n  HYPERNET:\n    TRUNKS: x\n")
-    with pytest.raises(KeyError, match="MODEL.HYPERNET.TRUNKS"):
-        setup_cfg(argparse.Namespace(config_file=str(path), opts=[]))
-
-
-def test_a_key_that_stands_twice_in_a_file_is_named(tmp_path):
-    from hypernet_d2.engine import setup_cfg
-
-    path = tmp_path / "config.yaml"
-    path.write_text("MODEL:\n  MASK_ON: False\nSEED: 1\nMODEL:\n  DEVICE: cpu\n")
-    with pytest.raises(
-        ValueError, match=r"config.yaml: 'MODEL' stands in line 1 and again in line 4"
-    ):
-        setup_cfg(argparse.Namespace(config_file=str(path), opts=[]))
-
-
 def test_the_device_is_the_one_that_is_there(monkeypatch):
     from hypernet_d2.engine import setup_cfg
 
