@@ -104,8 +104,8 @@ def add_hypernet_config(cfg: CN) -> None:
     # with build_hyper_backbone also "hyper" and any map of the trunk; with StandardROIHeads only
     # the maps in MODEL.ROI_HEADS.IN_FEATURES.
     hyper.HYPERCOLUMN.IN_FEATURES = []
-    # Normalization of each map before its classifiers, a name of detectron2's get_norm: "" (none),
-    # "LN" (over the channels of a position), "GN", "BN", ... Maps of a trunk without normalization
+    # Normalization of each map before its classifiers: "" (none), "LN" (over the channels of a
+    # position), or another name of detectron2's get_norm. Maps of a trunk without normalization
     # need one.
     hyper.HYPERCOLUMN.NORM = ""
     # K: classifiers along each side of a box; 5 or 10 in the paper. 1 is one classifier for all

@@ -15,7 +15,8 @@ SECTION = re.compile(r"# ---- (.+?) -+$")
 HEAD = f"""# Configuration
 
 `hypernet_d2.add_hypernet_config(cfg)` adds the node `{NODE}`; the defaults are the paper's
-settings. `python tools/config_reference.py` writes this page from `hypernet_d2/config.py`.
+settings. `hypernet_d2/config.py` says more about each key; `python tools/config_reference.py` writes
+this page from it.
 """
 
 
@@ -70,14 +71,15 @@ def comment_above(lines: list[str], line_number: int) -> tuple[str, str]:
 
 
 def to_markdown(keys: list[Key], docstring: str) -> str:
-    """A list for each node; keys and the docstring of the file as Markdown."""
+    """A list for each node, with the first sentence about each key, and the file's docstring."""
     parts, heading = [HEAD], ""
     for key in keys:
         node, _, name = key.name.rpartition(".")
         section = f": {key.section}" if key.section else ""
         if heading != (heading := f"\n## {node}{section}\n\n"):
             parts.append(heading)
-        parts.append(f"- `{name}` = `{key.default}`: {key.meaning}\n")
+        first = key.meaning.partition(". ")[0].rstrip(".")
+        parts.append(f"- `{name}` = `{key.default}`: {first}.\n")
     stock = docstring.partition("\n\n")[2].strip().replace("``", "`")
     return "".join([*parts, f"\n## Keys of detectron2\n\n{stock}\n"])
 
