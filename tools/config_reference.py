@@ -15,8 +15,8 @@ SECTION = re.compile(r"# ---- (.+?) -+$")
 HEAD = f"""# Configuration
 
 `hypernet_d2.add_hypernet_config(cfg)` adds the node `{NODE}`; the defaults are the paper's
-settings. `hypernet_d2/config.py` says more about each key; `python tools/config_reference.py` writes
-this page from it.
+settings. `hypernet_d2/config.py` says more about each key; `python tools/config_reference.py`
+writes this page from it.
 """
 
 
