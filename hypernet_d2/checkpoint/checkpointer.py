@@ -19,6 +19,7 @@ from torch import nn
 from hypernet_d2.utils import safe_pickle
 from hypernet_d2.utils.files import similar_files
 
+from .class_names import KEY, get_class_names, set_class_names
 from .output_files import OUTPUT_FILES
 
 __all__ = ["HyperNetCheckpointer"]
@@ -36,6 +37,7 @@ class HyperNetCheckpointer(DetectionCheckpointer):
     - A local checkpoint is written to a temporary name and renamed when it is complete, so that a
       killed run leaves the previous one.
     - Resuming takes the newest checkpoint that is complete.
+    - The class names of the model, see `get_class_names`, are saved and loaded with it.
 
     Args:
         strict: whether the checkpoint must have every parameter of the model, in its shape, as
@@ -45,7 +47,8 @@ class HyperNetCheckpointer(DetectionCheckpointer):
     Raises (in ``load``):
         FileNotFoundError: naming the missing file.
         ValueError: naming the file, if it is damaged, contains anything but weights, numbers and
-            strings, has a weight that is not finite, or does not fit the model.
+            strings, has a weight that is not finite, does not fit the model, or, if ``strict``,
+            is of a model with other class names.
 
     Raises (in ``save``):
         FloatingPointError: naming the first weight that is not finite. Nothing is written.
@@ -65,6 +68,8 @@ class HyperNetCheckpointer(DetectionCheckpointer):
                 f"checkpoint {name!r} is not written because {weight} is not finite; the previous "
                 "checkpoint is kept"
             )
+        if (names := get_class_names(self.model)) is not None:
+            kwargs[KEY] = names
         super().save(name, **kwargs)
 
     def load(self, path: str, *args, **kwargs) -> dict[str, Any]:
@@ -78,10 +83,13 @@ class HyperNetCheckpointer(DetectionCheckpointer):
                 "AlexNet"
             )
         try:
-            return super().load(path, *args, **kwargs)
+            loaded = super().load(path, *args, **kwargs)
         except Exception:
             self._parsed_url_during_load = None  # else the next call fails, too
             raise
+        if names := loaded.get(KEY):
+            self._take_class_names([str(name) for name in names])
+        return loaded
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As the stock one; a checkpoint that is resumed must have every parameter."""
@@ -138,6 +146,17 @@ class HyperNetCheckpointer(DetectionCheckpointer):
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError):
             complete = False
         return None if complete else f"{path} is damaged"
+
+    def _take_class_names(self, names: list[str]) -> None:
+        """Those of a checkpoint are the model's, unless training data has given it others."""
+        known = get_class_names(self.model)
+        if known is None:
+            set_class_names(self.model, names)
+        elif self.strict and known != names:
+            raise ValueError(
+                f"checkpoint {self._path!r} is of a model of the classes {names}, but the training "
+                f"data has {known}; expected the same names in the same order"
+            )
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import Metadata
+from detectron2.data import Metadata, MetadataCatalog
 from matplotlib import pyplot as plt
 
 from hypernet_d2.data import load_dataset
@@ -75,7 +75,8 @@ def last_ap(weights: str) -> float | None:
 def make_sheet(args: argparse.Namespace, cfg: CfgNode) -> plt.Figure:
     name = cfg.DATASETS.TEST[0]
     predictor = Predictor(cfg)
-    records, metadata = load_dataset(name), predictor.metadata
+    # The class numbers of the set may be others than the model's.
+    records, metadata = load_dataset(name), MetadataCatalog.get(name)
     # Spread over the set: neighbours in it are often alike.
     picked = np.linspace(0, len(records) - 1, min(args.num_images, len(records))).round()
 

@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -454,7 +454,9 @@ def draw_found(
     found = {f"detections: {count}": drawn}
     if record is None:
         return found
-    truth = draw_ground_truth(image, predictor.metadata, record)
+    # The class numbers of the set may be others than the model's.
+    metadata = MetadataCatalog.get(predictor.cfg.DATASETS.TEST[0])
+    truth = draw_ground_truth(image, metadata, record)
     return {f"ground truth: {len(record['annotations'])}": truth, **found}
 
 

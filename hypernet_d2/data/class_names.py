@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from detectron2.data import MetadataCatalog
 
-__all__ = ["match_classes", "training_classes"]
+__all__ = ["check_test_classes", "match_classes", "training_classes"]
 
 
 def training_classes(dataset_names: Sequence[str]) -> list[str] | None:
@@ -15,6 +15,18 @@ def training_classes(dataset_names: Sequence[str]) -> list[str] | None:
         if classes := MetadataCatalog.get(name).get("thing_classes"):
             return list(classes)
     return None
+
+
+def check_test_classes(train: Sequence[str], test: Sequence[str]) -> None:
+    """Compare the class names of test sets with those of the training sets; all have been loaded.
+
+    Raises:
+        ValueError: see `match_classes`.
+    """
+    known = training_classes(train)
+    for name in test if known else ():
+        if classes := MetadataCatalog.get(name).get("thing_classes"):
+            match_classes(known, name, classes, f"the training set {train[0]!r}")
 
 
 def match_classes(

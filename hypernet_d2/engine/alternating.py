@@ -282,10 +282,12 @@ def _combine(cfg: CfgNode, modules: dict[str, str], path: str) -> None:
         combined = {}
         for step in sorted(set(modules.values())):
             with OUTPUT_FILES.open(os.path.join(cfg.OUTPUT_DIR, step, FINAL), "rb") as file:
-                state = torch.load(file, map_location="cpu", weights_only=True)["model"]
+                checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            state = checkpoint.pop("model")
             combined.update(
                 {k: v for k, v in state.items() if modules.get(k.split(".")[0]) == step}
             )
         with OUTPUT_FILES.open(path, "wb") as file:
-            torch.save({"model": combined}, file)
+            names = {key: value for key, value in checkpoint.items() if key == "class_names"}
+            torch.save({"model": combined, **names}, file)
     comm.synchronize()

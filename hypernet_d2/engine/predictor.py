@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, Metadata
 from detectron2.engine import DefaultPredictor
 
-from hypernet_d2.checkpoint import HyperNetCheckpointer
+from hypernet_d2.checkpoint import HyperNetCheckpointer, get_class_names
 from hypernet_d2.data import load_dataset
 
 from .finite import raise_if_not_finite
@@ -21,8 +21,9 @@ logger = logging.getLogger(__name__)
 class Predictor(DefaultPredictor):
     """detectron2's DefaultPredictor, which only warns where weights are missing or do not fit.
 
-    Its ``metadata`` has the class names of data sets that get them when they are read, as those
-    of ``register_coco_instances`` do.
+    Its ``metadata`` is that of the first of ``DATASETS.TEST``, with the class names that the
+    checkpoint has, in the order of the model's class numbers. For a checkpoint without, they are
+    those of the data set.
 
     Raises:
         FileNotFoundError: the file that ``MODEL.WEIGHTS`` names is missing.
@@ -43,12 +44,27 @@ class Predictor(DefaultPredictor):
         self.cfg = cfg.clone()
         self.model.backbone.register_forward_hook(raise_if_not_finite)
         HyperNetCheckpointer(self.model, strict=True).load(cfg.MODEL.WEIGHTS)
-        name = cfg.DATASETS.TEST[0]
-        if self.metadata.get("thing_classes") is None and name in DatasetCatalog:
-            load_dataset(name)
-        if self.metadata.get("thing_classes") is None:
+        self.metadata = self._metadata_of_model()
+
+    def _metadata_of_model(self) -> Metadata:
+        name = self.cfg.DATASETS.TEST[0]
+        names = get_class_names(self.model)
+        if names is None and self.metadata.get("thing_classes") is None and name in DatasetCatalog:
+            load_dataset(name)  # sets them
+        known = self.metadata.as_dict()
+        classes = known.get("thing_classes")
+        if names is None and classes is None:
             logger.warning(
-                "data set %r (DATASETS.TEST) is not registered: classes are shown as numbers; "
-                "--data FILE.py registers it",
+                "the checkpoint has no class names, and data set %r (DATASETS.TEST) is not "
+                "registered: classes are shown as numbers; --data FILE.py registers it",
                 name,
             )
+            return self.metadata
+        number = self.cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        names = names or [*classes, *(f"class {i}" for i in range(len(classes), number))]
+        if names == classes:
+            return self.metadata
+        # The keys that go by the data set's class numbers.
+        for key in ("thing_classes", "thing_colors", "thing_dataset_id_to_contiguous_id"):
+            known.pop(key, None)
+        return Metadata(**known, thing_classes=names)

@@ -27,11 +27,12 @@ from detectron2.utils.events import EventWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from hypernet_d2.checkpoint import OUTPUT_FILES, HyperNetCheckpointer
+from hypernet_d2.checkpoint import OUTPUT_FILES, HyperNetCheckpointer, set_class_names
 from hypernet_d2.data import NamedErrorDatasetMapper, PartDatasetMapper, load_dataset
+from hypernet_d2.data.class_names import check_test_classes, training_classes
 from hypernet_d2.data.loader import build_test_loader, build_train_loader, seed_everything
 from hypernet_d2.data.parts import has_parts
-from hypernet_d2.evaluation import ProposalRecallEvaluator, build_evaluator
+from hypernet_d2.evaluation import ProposalRecallEvaluator, build_evaluator, map_classes
 from hypernet_d2.modeling.proposal_generator import proposal_network
 
 from .checks import check_num_classes, check_test_time_augmentation
@@ -68,6 +69,9 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        check_test_classes(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+        if names := training_classes(cfg.DATASETS.TRAIN):
+            set_class_names(model, names)
         model = create_ddp_model(model, broadcast_buffers=False, **ddp_options(cfg))
         self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(
             model, data_loader, optimizer
@@ -195,9 +199,12 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
         """The stock evaluation, which also writes ``OUTPUT_DIR/results.json``.
 
+        Classes are matched by name, see :func:`hypernet_d2.evaluation.map_classes`.
         The file holds the latest evaluation: {data set: {task: {metric: value}}}, null for NaN.
         """
-        results = super().test(cfg, model, evaluators)
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        results = super().test(cfg, model, map_classes(cfg, model, evaluators))
         names = cfg.DATASETS.TEST
         if any(results.values()) and comm.is_main_process():
             by_dataset = {names[0]: results} if len(names) == 1 else results
@@ -230,6 +237,7 @@ class Trainer(DefaultTrainer):
             cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA"))
             for name in cfg.DATASETS.TEST
         ]
+        evaluators = map_classes(cfg, model, evaluators)
         results = super().test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return OrderedDict({f"{key}_TTA": value for key, value in results.items()})
 

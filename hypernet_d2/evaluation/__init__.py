@@ -4,7 +4,7 @@ from hypernet_d2 import _detectron2  # noqa: F401
 
 # isort: split
 from .build import build_evaluator
-from .class_mapping import MappedClassesEvaluator
+from .class_mapping import MappedClassesEvaluator, map_classes
 from .part_evaluation import PartEvaluator
 from .plots import plot_precision, plot_recall
 from .proposal_recall import ProposalRecallEvaluator, recall_file
@@ -14,6 +14,7 @@ __all__ = [
     "PartEvaluator",
     "ProposalRecallEvaluator",
     "build_evaluator",
+    "map_classes",
     "plot_precision",
     "plot_recall",
     "recall_file",

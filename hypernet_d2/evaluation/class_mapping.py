@@ -6,14 +6,54 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
+from torch import nn
 
-from hypernet_d2.data.class_names import match_classes
+from hypernet_d2.checkpoint import get_class_names
+from hypernet_d2.data.class_names import match_classes, training_classes
 
-__all__ = ["MappedClassesEvaluator", "select_classes"]
+__all__ = ["MappedClassesEvaluator", "map_classes", "select_classes"]
 
 logger = logging.getLogger(__name__)
+
+
+def map_classes(
+    cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator]
+) -> list[DatasetEvaluator]:
+    """The evaluators of ``DATASETS.TEST`` for a model whose classes may be in another order.
+
+    The model's class names are those of its checkpoint. One without, as in a model zoo, is taken
+    for a model of ``DATASETS.TRAIN`` if the names of that set are known, else of the test set.
+
+    Raises:
+        ValueError: see `match_classes`.
+    """
+    names = get_class_names(model) or training_classes(cfg.DATASETS.TRAIN)
+    mapped = []
+    for dataset_name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
+        classes = MetadataCatalog.get(dataset_name).get("thing_classes")
+        if classes is None or (names is None and len(classes) >= cfg.MODEL.ROI_HEADS.NUM_CLASSES):
+            mapped.append(evaluator)
+            continue
+        if names is None:
+            logger.warning(
+                "the checkpoint has no class names, and %d classes against the %d of data set %r: "
+                "the first %d are taken for those",
+                cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+                len(classes),
+                dataset_name,
+                len(classes),
+            )
+        same = list(classes) == names
+        mapped.append(
+            evaluator
+            if same
+            else MappedClassesEvaluator(evaluator, names or classes, dataset_name, classes)
+        )
+    return mapped
 
 
 class MappedClassesEvaluator(DatasetEvaluator):

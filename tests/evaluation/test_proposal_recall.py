@@ -232,5 +232,5 @@ def test_eval_proposals_alone_is_refused(monkeypatch, capsys):
     from hypernet_d2.cli.train import main
 
     with pytest.raises(SystemExit):
-        main(["--eval-proposals"])
+        main(["--config", HYPERNET, "--eval-proposals"])
     assert "--eval-proposals needs --eval-only" in capsys.readouterr().err
