@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-__all__ = ["CommandParser", "add_config_arguments", "add_config_name_argument"]
+__all__ = ["CommandParser", "add_config_arguments", "add_config_name_argument", "find_config"]
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -53,23 +53,27 @@ def add_config_name_argument(container: argparse._ActionsContainer) -> None:
     container.add_argument(
         "--config",
         dest="config_file",
-        type=find_config,
+        type=_config_argument,
         metavar="NAME",
         help="the same by its name in the model zoo, e.g. BCCD-Detection/hypernet_R_18",
     )
 
 
 def find_config(name: str) -> str:
-    """The path of a config of the zoo, with or without its ``.yaml``; or of a file, as it is.
+    """The path of a config of the zoo, with or without its ``.yaml``; that of a file as it is.
 
     Raises:
-        argparse.ArgumentTypeError: there is neither; the message has the nearest names.
+        ValueError: there is neither; the message has a similar name.
     """
-    from hypernet_d2.model_zoo import get_config_file
+    from hypernet_d2.model_zoo import get_config_file  # `web` works without detectron2
 
     if Path(name).is_file():
         return name
+    return get_config_file(name if name.endswith((".yaml", ".py")) else f"{name}.yaml")
+
+
+def _config_argument(name: str) -> str:
     try:
-        return get_config_file(name if name.endswith((".yaml", ".py")) else f"{name}.yaml")
-    except ValueError as error:
+        return find_config(name)
+    except ValueError as error:  # of which argparse would not show the message
         raise argparse.ArgumentTypeError(str(error)) from error

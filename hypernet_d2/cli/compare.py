@@ -1,15 +1,11 @@
-"""Compares trained models: a report of their precision, proposals, speed and memory.
+"""Writes a report that compares trained models: precision, proposal recall, speed and memory.
 
-    python tools/compare.py --run HyperNet output/h1 output/h2 --run FPN output/f1 output/f2 \\
-        [--benchmark inference.json training.json] --output DIR
-
-Each --run names a model and its output folders, one a seed. In a folder train_net.py has left
-config.yaml; results.json (of the latest evaluation); metrics.json (of the training); and after
---eval-only --eval-proposals proposal_recall_DATASET.json. A file of tools/benchmark.py counts for
-the models that have its rows' names. DIR gets report.md and its plots.
+Each --run gives a model a name and lists its output folders, one for each seed. train_net.py writes
+into such a folder config.yaml, results.json (the last evaluation), metrics.json (the training) and,
+with --eval-only --eval-proposals, proposal_recall_DATASET.json. From a file of tools/benchmark.py
+the rows with the names of the models are used. The report is report.md in --output, with plots.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Sequence
@@ -17,30 +13,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from tabulate import tabulate
 
-from hypernet_d2.engine.trainer import RESULTS_FILE  # noqa: E402
-from hypernet_d2.evaluation import plot_precision, plot_recall, recall_file  # noqa: E402
+from hypernet_d2.engine.trainer import RESULTS_FILE
+from hypernet_d2.evaluation import plot_precision, plot_recall, recall_file
+from hypernet_d2.utils.files import similar_files
 
-from .benchmark.models import markdown  # noqa: E402
+from .arguments import CommandParser
+from .benchmark.models import markdown_table
 
 PRECISION = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 EVALUATE = "python train_net.py --config-file ... --eval-only MODEL.WEIGHTS ... OUTPUT_DIR"
 NOTE = (
-    "Means of the seeds, with ± their standard deviation where there are several. A cell is empty "
-    "where nothing was measured, and – where the figure is not defined (no such objects; a recall "
-    "that is never reached)."
+    "Mean over the seeds, ± the standard deviation if there are several. A cell is empty if it was "
+    "not measured, and – if the figure is not defined (no object of that size; a recall that is "
+    "never reached)."
 )
 
 
 @dataclass
 class Model:
-    """What is known of a model; every list has one entry a seed, in one order.
+    """The files of a model; each list has one entry per seed, in the order of ``folders``.
 
     Attributes:
         configs: contents of config.yaml.
         results: {data set: {task: {metric: value}}}.
-        training: rows of metrics.json that were logged while it trained.
-        recall: {data set: what ProposalRecallEvaluator wrote}, nothing for one without.
+        training: rows of metrics.json with a training loss.
+        recall: {data set: contents of the file of ProposalRecallEvaluator}; a data set without
+            such files is missing.
     """
 
     name: str
@@ -52,22 +52,35 @@ class Model:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = CommandParser(
+        __doc__,
+        "--run HyperNet output/h1 output/h2 --run FPN output/f1 output/f2 "
+        "--benchmark inference.json --output output/report",
     )
-    parser.add_argument("--run", nargs="+", action="append", required=True, metavar="NAME DIR")
-    parser.add_argument("--benchmark", nargs="+", type=Path, default=[], metavar="FILE")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--run",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar="NAME DIR",
+        help="a model and its output folders; may be repeated",
+    )
+    parser.add_argument(
+        "--benchmark",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="json files of tools/benchmark.py",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the report")
     args = parser.parse_args(argv)
     names = [words[0] for words in args.run]
     if len(set(names)) < len(names) or min(map(len, args.run)) < 2:
-        parser.error(f"--run takes a name of its own and one folder or more; got {args.run}")
-    try:
-        models = [read_model(name, list(map(Path, folders))) for name, *folders in args.run]
-        check_data_sets(models)
-        benchmarks = [read_benchmark(path, names) for path in args.benchmark]
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+        parser.error(f"--run: expected distinct names, each with a folder or more; got {args.run}")
+    models = [read_model(name, list(map(Path, folders))) for name, *folders in args.run]
+    check_data_sets(models)
+    benchmarks = [read_benchmark(path, names) for path in args.benchmark]
     args.output.mkdir(parents=True, exist_ok=True)
     sections = [f"# {' against '.join(names)}", NOTE, runs_table(models)]
     for data_set in models[0].results[0]:
@@ -78,15 +91,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read_model(name: str, folders: list[Path]) -> Model:
-    """Read the folders of one model.
+    """Read the files of one model.
 
     Raises:
-        FileNotFoundError: naming a file that is not there; recall of the proposals may be missing
-            in all folders, not in some.
-        ValueError: if a folder is given twice, or a json file is none.
+        FileNotFoundError: a file is missing. Files of proposal recall may be missing only in all
+            folders.
+        ValueError: a folder is given twice, or a json file cannot be parsed.
     """
     if len(set(folders)) < len(folders):
-        raise ValueError(f"{name}: a folder is given twice: {[str(f) for f in folders]}")
+        raise ValueError(f"--run {name}: a folder is given twice: {[str(f) for f in folders]}")
     results = [read_json(f / RESULTS_FILE, f"{EVALUATE} {f} writes it") for f in folders]
     recall = {}
     for data_set in results[0]:
@@ -100,7 +113,7 @@ def read_model(name: str, folders: list[Path]) -> Model:
 
 def existing(path: Path, hint: str = "train_net.py writes it") -> Path:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; {hint}")
+        raise FileNotFoundError(f"{path} is missing; {hint}{similar_files(path)}")
     return path
 
 
@@ -108,7 +121,7 @@ def read_json(path: Path, hint: str) -> dict:
     try:
         return json.loads(existing(path, hint).read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no json file: {error}") from error
+        raise ValueError(f"{path} is not a json file: {error}") from error
 
 
 def read_training(folder: Path) -> list[dict]:
@@ -118,32 +131,41 @@ def read_training(folder: Path) -> list[dict]:
 
 
 def read_benchmark(path: Path, names: list[str]) -> dict:
-    """Read a file of tools/benchmark.py that has a row for one of the models at least."""
+    """Read a file of tools/benchmark.py with a row for at least one of the models.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is another file, or has no such row.
+    """
     content = read_json(path, "tools/benchmark.py --json writes it")
     found = [row.get("name") for row in content.get("rows", [])]
     if content.get("benchmark") not in ("inference", "training") or not {*found} & {*names}:
         raise ValueError(
-            f"{path}: expected what tools/benchmark.py inference or training wrote, with a row of "
-            f"{names}; its rows are {found} (--config-file NAME=CONFIG names them)"
+            f"{path}: expected a file of tools/benchmark.py inference or training with a row named "
+            f"as one of {names}; its rows are {found} (--config-file NAME=CONFIG names them)"
         )
     return content
 
 
 def check_data_sets(models: list[Model]) -> None:
+    """
+    Raises:
+        ValueError: two folders have results on different data sets.
+    """
     first = models[0]
     for model in models:
         for folder, results in zip(model.folders, model.results, strict=True):
             if list(results) != list(first.results[0]):
                 raise ValueError(
-                    f"{folder / RESULTS_FILE} is of {list(results)}, but that of "
-                    f"{first.folders[0]} of {list(first.results[0])}; expected the same data sets"
+                    f"{folder / RESULTS_FILE} has results on {list(results)}, but that of "
+                    f"{first.folders[0]} on {list(first.results[0])}; expected the same data sets"
                 )
 
 
 def runs_table(models: list[Model]) -> str:
-    """What was run, and what training took."""
+    """Settings of the runs, and time and memory of their training."""
     header = ["model", "seeds", "iterations", "proposals at test", "folders"]
-    header += ["training as logged (s an iteration)", "peak memory of training (MB)"]
+    header += ["training, from the log (s per iteration)", "peak memory of training (MB)"]
     rows = []
     for model in models:
         seeds = ["random" if c["SEED"] < 0 else str(c["SEED"]) for c in model.configs]
@@ -166,7 +188,7 @@ def runs_table(models: list[Model]) -> str:
 
 
 def precision_sections(models: list[Model], data_set: str, output: Path) -> list[str]:
-    """Tables and plots of AP, and of each class's."""
+    """Tables and plots of AP, over all classes and of each."""
     sections = []
     for task in dict.fromkeys(t for m in models for r in m.results for t in r[data_set]):
         values = {model.name: metrics_of(model, data_set, task) for model in models}
@@ -188,13 +210,13 @@ def precision_sections(models: list[Model], data_set: str, output: Path) -> list
 
 
 def metrics_of(model: Model, data_set: str, task: str) -> dict[str, list[float | None]]:
-    """{metric: one value a seed}."""
+    """{metric: one value per seed}."""
     seeds = [results[data_set].get(task, {}) for results in model.results]
     return {metric: [seed.get(metric) for seed in seeds] for metric in seeds[0]}
 
 
 def recall_sections(models: list[Model], data_set: str, output: Path) -> list[str]:
-    """Tables and the plot of the proposals' recall; nothing if no model has it."""
+    """Tables and plot of proposal recall; empty if it was measured for no model."""
     known = {model.name: model.recall[data_set] for model in models if data_set in model.recall}
     if not known:
         return []
@@ -219,8 +241,8 @@ def recall_sections(models: list[Model], data_set: str, output: Path) -> list[st
     plot_recall(known, output / picture)
     return [
         f"## {data_set}: recall of the proposals (%)",
-        "AR is the mean over IoU 0.5 to 0.95. N@p% is the least number of proposals an image that "
-        "finds p% of the objects at IoU 0.7.",
+        "AR is the mean over IoU 0.5 to 0.95. N@p% is the smallest number of proposals per image "
+        "that has a recall of p% at IoU 0.7.",
         table(["model", *figures], summary_rows),
         table(["model, proposals", *curves], curve_rows),
         f"![]({picture})",
@@ -234,13 +256,13 @@ def benchmark_section(content: dict, names: list[str]) -> str:
         [
             f"## Speed and memory: {content['benchmark']}",
             ", ".join(f"{key} {value}" for key, value in setting.items()),
-            markdown([rows.get(name, {"name": name}) for name in names]),
+            markdown_table([rows.get(name, {"name": name}) for name in names]),
         ]
     )
 
 
 def cell(values: Sequence[float | None], digits: int = 1) -> str:
-    """Mean and standard deviation over the seeds; a single whole number stays one."""
+    """Mean and standard deviation over the seeds; a single integer is printed as it is."""
     if not values:
         return ""
     if None in values:
@@ -252,5 +274,4 @@ def cell(values: Sequence[float | None], digits: int = 1) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True)

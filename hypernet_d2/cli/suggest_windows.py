@@ -24,15 +24,15 @@ matplotlib.use("Agg")
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, pairwise_iou
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
 
-from hypernet_d2.data import load_dataset
+from hypernet_d2.data import check_registered, load_dataset
 from hypernet_d2.engine import add_data_argument, setup_cfg
 from hypernet_d2.layers import WindowGrid
 
@@ -92,10 +92,7 @@ def load_boxes(cfg: CfgNode, name: str) -> list[tuple[tuple[int, int], Tensor]]:
     Raises:
         ValueError: no set has the name, or it holds no box with an area.
     """
-    if name not in DatasetCatalog:
-        raise ValueError(
-            f"no data set is called {name!r}; registered are {', '.join(sorted(DatasetCatalog))}"
-        )
+    check_registered(name, "--dataset")
     images = []
     for record in load_dataset(name):
         old = record["height"], record["width"]
@@ -220,18 +217,19 @@ def plot(now: Fit, suggested: Fit, boxes: Tensor, title: str) -> plt.Figure:
 
 
 def report(now: Fit, suggested: Fit) -> str:
-    head = " | ".join(f"recall at IoU {iou:g}" for iou in IOUS)
-    lines = [
-        f"| | sizes x ratios | windows | mean best IoU | {head} |",
-        f"|---|---|---|---|{'---|' * len(IOUS)}",
+    header = ["", "sizes x ratios", "windows", "mean best IoU"]
+    header += [f"recall at IoU {iou:g}" for iou in IOUS]
+    rows = [
+        [
+            name,
+            f"{len(f.sizes)} x {len(f.ratios)}",
+            f.num_windows,
+            f"{float(f.best_iou.mean()):.3f}",
+            *(f"{100 * f.recall(iou):.1f}%" for iou in IOUS),
+        ]
+        for name, f in (("now", now), ("suggested", suggested))
     ]
-    for name, f in (("now", now), ("suggested", suggested)):
-        recalls = " | ".join(f"{100 * f.recall(iou):.1f}%" for iou in IOUS)
-        lines.append(
-            f"| {name} | {len(f.sizes)} x {len(f.ratios)} | {f.num_windows} | "
-            f"{float(f.best_iou.mean()):.3f} | {recalls} |"
-        )
-    return "\n".join(lines)
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
 
 def main(argv: list[str] | None = None) -> None:

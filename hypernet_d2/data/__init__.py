@@ -9,6 +9,7 @@ from .datasets.digits import generate_digits
 __all__ = [
     "NamedErrorDatasetMapper",
     "PartDatasetMapper",
+    "check_registered",
     "generate_digits",
     "load_dataset",
     "load_part_labels",
@@ -24,7 +25,7 @@ else:
     from .dataset_mapper import NamedErrorDatasetMapper
     from .datasets import builtin  # noqa: F401  (importing registers)
     from .datasets.voc_style import load_voc_style, register_voc_style
-    from .load import load_dataset
+    from .load import check_registered, load_dataset
     from .parts import PartDatasetMapper, load_part_labels
 
 

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.data.build import (
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
@@ -18,7 +18,7 @@ from detectron2.data.build import (
 )
 from torch.utils import data
 
-from .load import load_dataset
+from .load import check_registered, load_dataset
 from .proposals import add_proposals
 
 __all__ = ["get_test_records", "get_training_records"]
@@ -75,11 +75,7 @@ def _check_names(names: Sequence[str], key: str) -> Sequence[str]:
     if not names:
         raise ValueError(f"{key} is empty; expected the name of a registered data set")
     for name in names:
-        if name not in DatasetCatalog:
-            raise KeyError(
-                f"no data set is called {name!r} ({key}); registered are "
-                f"{', '.join(sorted(DatasetCatalog))}"
-            )
+        check_registered(name, key)
     return names
 
 

@@ -11,10 +11,28 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 
 from hypernet_d2.utils.coco_json import BadPolygons, check_coco_file, join_first
+from hypernet_d2.utils.files import did_you_mean
 
 from .checks import check_records
 
-__all__ = ["load_dataset"]
+__all__ = ["check_registered", "load_dataset"]
+
+
+def check_registered(name: str, setting: str = "") -> None:
+    """
+    Args:
+        name: of a data set.
+        setting: the configuration key or argument that names it, for the message.
+
+    Raises:
+        KeyError: no data set has the name; the message has a similar one.
+    """
+    if name not in DatasetCatalog:
+        source = f" ({setting})" if setting else ""
+        raise KeyError(
+            f"no data set is called {name!r}{source}{did_you_mean(name, DatasetCatalog)}; "
+            "a data set of your own is registered by --data FILE"
+        )
 
 
 def load_dataset(name: str, *, evaluated: bool = False, keep_odd_boxes: bool = False) -> list[dict]:
@@ -36,8 +54,7 @@ def load_dataset(name: str, *, evaluated: bool = False, keep_odd_boxes: bool = F
         FileNotFoundError: naming a file that is missing, images included.
         KeyError: no set has the name.
     """
-    if name not in DatasetCatalog:
-        return DatasetCatalog.get(name)  # raises, with the names that are registered
+    check_registered(name)
     metadata = MetadataCatalog.get(name)
     bad_polygons = None
     if metadata.get("json_file") and metadata.get("evaluator_type") == "coco":

@@ -1,35 +1,32 @@
-"""Measures HyperNet, beside what it is compared with.
+"""Measures time and memory of HyperNet and its baselines.
 
-    python tools/benchmark.py proposals [--windows 10000 30000 120000] [--json FILE]
-    python tools/benchmark.py inference --config-file [NAME=]CONFIG
-        [--against "[NAME=]CONFIG [KEY VALUE ...]"] ... [--json FILE] [KEY VALUE ...]
-    python tools/benchmark.py training (the same)
-
-`proposals` times the scoring of windows alone; `inference` whole detectors, by part; `training`
-their iterations. docs/EVALUATION.md shows what they print.
+"proposals" times the scoring of windows alone, "inference" whole detectors by part, "training"
+training iterations. A contender is "[NAME=]CONFIG [KEY VALUE ...]": a config file or its name in
+the model zoo, with options of its own; NAME is the name of its row. docs/EVALUATION.md shows the
+output.
 """
 
-import argparse
 import importlib
 import sys
 
-# The modules are imported when they run: `proposals` does without detectron2.
+from ..arguments import CommandParser
+
+# Imported when they run, because "proposals" does not need detectron2. Each has an example.
 COMMANDS = {
-    "proposals": ".proposals",
-    "inference": ".inference",
-    "training": ".training",
+    "proposals": "--windows 10000 30000 --json proposals.json",
+    "inference": "--config Digits-Detection/hypernet_R_18 "
+    "--against Digits-Detection/faster_rcnn_R_18_FPN --json inference.json",
+    "training": "--config Digits-Detection/hypernet_R_18 --batch 2 --json training.json",
 }
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("command", choices=COMMANDS)
+    parser = CommandParser(__doc__, f"inference {COMMANDS['inference']}")
+    parser.add_argument("command", choices=COMMANDS, help="each has a --help of its own")
     command = parser.parse_args(argv[:1]).command
-    module = importlib.import_module(COMMANDS[command], __package__)
-    parser = argparse.ArgumentParser(f"benchmark.py {command}", description=module.__doc__)
+    module = importlib.import_module(f".{command}", __package__)
+    parser = CommandParser(module.__doc__, COMMANDS[command], prog=f"{parser.prog} {command}")
     module.add_arguments(parser)
     args = parser.parse_args(argv[1:])
     module.check_arguments(parser, args)

@@ -1,4 +1,4 @@
-"""What the benchmarks of whole detectors share: contenders, clock, rows and table."""
+"""Contenders, clock and table of the benchmarks of whole detectors."""
 
 import argparse
 import json
@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from tabulate import tabulate
 
 from hypernet_d2.config import default_device
-from hypernet_d2.engine import setup_cfg
+from hypernet_d2.engine import add_data_argument, register_data, setup_cfg
 
+from ..arguments import find_config
 from .common import device_name, peak_extra_mb, synchronize
 
 
@@ -23,9 +25,9 @@ class Contender:
     """A detector to be measured.
 
     Attributes:
-        name: its row's.
-        words: the config file and the options of its own.
-        cfg: its config.
+        name: of its row.
+        words: config file and options of this contender.
+        cfg: the config with all options.
     """
 
     name: str
@@ -34,51 +36,50 @@ class Contender:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    contender = "[NAME=]CONFIG [KEY VALUE ...]"
-    parser.add_argument("--config-file", required=True, metavar=f'"{contender}"', help="the first")
+    contender = '"[NAME=]CONFIG [KEY VALUE ...]"'
     parser.add_argument(
-        "--against", action="append", default=[], metavar=f'"{contender}"', help="further ones"
+        "--config-file", "--config", required=True, metavar=contender, help="the first contender"
+    )
+    parser.add_argument(
+        "--against", action="append", default=[], metavar=contender, help="another one; repeatable"
     )
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the images")
-    parser.add_argument("--batch", type=int, help="images at a time")
-    parser.add_argument("--threads", type=int, help="of a CPU; default: PyTorch's")
-    parser.add_argument("--repeats", type=int, default=9, help="rounds (9)")
-    parser.add_argument("--warm-up", type=int, default=2, help="rounds before them (2)")
-    parser.add_argument("--json", type=Path, help="file to write all figures to")
+    parser.add_argument("--batch", type=int, help="images per batch")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--repeats", type=int, default=9, help="rounds (default: 9)")
+    parser.add_argument("--warm-up", type=int, default=2, help="rounds before them (default: 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for all measurements")
+    add_data_argument(parser)
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="options of all contenders"
     )
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Make ``args.contenders`` of the words, and set the number of threads."""
+    """Read the configs into ``args.contenders``, and set the number of threads."""
     numbers = {"--batch": args.batch, "--threads": args.threads, "--repeats": args.repeats}
+    numbers["--warm-up"] = args.warm_up
     for name, number in [*numbers.items(), *(("--size", side) for side in args.size or ())]:
         if number is not None and number < 1:
-            parser.error(f"{name} takes numbers of at least 1")
-    if args.warm_up < 1:
-        parser.error("--warm-up takes a number of at least 1")
-    try:
-        words = [args.config_file, *args.against]
-        args.contenders = [_contender(shlex.split(text), args.opts) for text in words]
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        parser.error(str(error))
+            parser.error(f"{name}: expected 1 or more")
+    register_data(args.data)
+    words = [args.config_file, *args.against]
+    args.contenders = [_contender(shlex.split(text), args.opts) for text in words]
     names = [contender.name for contender in args.contenders]
     if len(set(names)) < len(names):
-        parser.error(f"two contenders have one name: {names}; give NAME=CONFIG")
+        raise ValueError(f"contenders need distinct names; got {names} (NAME=CONFIG names one)")
     if len({contender.cfg.MODEL.DEVICE for contender in args.contenders}) > 1:
-        parser.error("the contenders' MODEL.DEVICE are not the same")
+        raise ValueError("MODEL.DEVICE of the contenders differs; expected the same")
     if args.threads:
         torch.set_num_threads(args.threads)
 
 
 def _contender(words: list[str], shared: list[str]) -> Contender:
     if not words:
-        raise ValueError("a contender without a config; expected [NAME=]CONFIG [KEY VALUE ...]")
-    name, is_named, path = words[0].rpartition("=")
+        raise ValueError("a contender is empty; expected [NAME=]CONFIG [KEY VALUE ...]")
+    name, is_named, config = words[0].rpartition("=")
     opts = words[1:]
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no config file {path!r}")
+    path = find_config(config)
     fixed = ["MODEL.DEVICE", default_device(), "VIS_PERIOD", "0"]
     cfg = setup_cfg(argparse.Namespace(config_file=path, opts=[*fixed, *shared, *opts]))
     if not is_named:
@@ -88,7 +89,7 @@ def _contender(words: list[str], shared: list[str]) -> Contender:
 
 
 class Clock:
-    """Marks in time; a GPU's are events in its stream, at which nothing has to wait."""
+    """Points in time; on a GPU they are events, so that marking one does not synchronize."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -101,7 +102,7 @@ class Clock:
         return event
 
     def seconds(self, start, end) -> float:
-        """Seconds between two marks; on a GPU waits for its work."""
+        """Seconds between two marks; synchronizes a GPU."""
         if self.device.type != "cuda":
             return end - start
         synchronize(self.device)
@@ -111,11 +112,11 @@ class Clock:
 def measure(
     calls: dict[str, Callable[[], dict[str, float]]], args: argparse.Namespace, device: torch.device
 ) -> dict[str, dict]:
-    """Call the contenders in turns, each of which returns {part: seconds}.
+    """Call the contenders in turns; a call returns {part: seconds}.
 
     Returns:
-        for each contender ``seconds``, {part: median and quartiles}, and ``peak_memory_mb``, what
-        a call takes beyond what is held before it.
+        For each contender ``seconds``, {part: median and quartiles}, and ``peak_memory_mb``, the
+        memory that a call allocates beyond what was allocated before it.
     """
     for _ in range(args.warm_up):
         for call in calls.values():
@@ -132,7 +133,7 @@ def measure(
 
 
 def report(benchmark: str, rows: list[dict], setting: dict, args: argparse.Namespace) -> None:
-    """Print the table, and write the json file that was asked for."""
+    """Print the table, and write ``args.json`` if given."""
     device = torch.device(args.contenders[0].cfg.MODEL.DEVICE)
     setting = {
         "device": device_name(device),
@@ -142,7 +143,7 @@ def report(benchmark: str, rows: list[dict], setting: dict, args: argparse.Names
         **setting,
     }
     print(", ".join(f"{key} {value}" for key, value in setting.items()) + "\n")
-    print(markdown(rows))
+    print(markdown_table(rows))
     if args.json:
         content = {"benchmark": benchmark, **setting, "rows": rows}
         args.json.write_text(json.dumps(content, indent=2) + "\n")
@@ -158,34 +159,29 @@ HEADERS = {
 }
 
 
-def markdown(rows: list[dict]) -> str:
-    """One line a contender; the ratio is that of its total to the first contender's.
+def markdown_table(rows: list[dict]) -> str:
+    """One line per contender; "ratio" is its total divided by that of the first contender.
 
-    A row with a name alone has empty cells.
+    A row with only a name has empty cells.
     """
     measured = [row for row in rows if "seconds" in row]
     parts = list(dict.fromkeys(part for row in measured for part in row["seconds"]))[1:]
     counts = [key for key in HEADERS if any(key in row for row in rows)]
-    header = ["", "total (s)", "quartiles", "ratio", *(f"{part} (s)" for part in parts)]
-    header += [HEADERS[key] for key in counts]
     first = measured[0]["seconds"]["total"]["median"]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for row in rows:
-        if row not in measured:
-            lines.append([row["name"], *[""] * (len(header) - 1)])
-            continue
-        seconds, total = row["seconds"], row["seconds"]["total"]
-        lines.append(
-            [
-                row["name"],
-                _seconds(total["median"]),
-                f"{_seconds(total['q1'])} to {_seconds(total['q3'])}",
-                f"{total['median'] / first:.2f}",
-                *(_seconds(seconds[p]["median"]) if p in seconds else "" for p in parts),
-                *(_count(row.get(key)) for key in counts),
-            ]
-        )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        line = {"": row["name"]}
+        if "seconds" in row:
+            seconds, total = row["seconds"], row["seconds"]["total"]
+            line["total (s)"] = _seconds(total["median"])
+            line["quartiles"] = f"{_seconds(total['q1'])} to {_seconds(total['q3'])}"
+            line["ratio"] = f"{total['median'] / first:.2f}"
+            for part in parts:
+                line[f"{part} (s)"] = _seconds(seconds[part]["median"]) if part in seconds else ""
+            for key in counts:
+                line[HEADERS[key]] = _count(row.get(key))
+        lines.append(line)
+    return tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)
 
 
 def _seconds(value: float) -> str:
