@@ -1,13 +1,16 @@
-"""What every test shares: detectron2 or the reason it is missing, data, seeds and threads.
+"""Shared by all tests: which detectron2 is used, slow tests, data, seeds and threads.
 
 Nothing here imports detectron2 at module level. A test that needs it carries
 ``pytest.mark.detectron2`` and imports it inside the test; where detectron2 cannot be used the test
-is skipped, and the summary names it, says why, and how to get detectron2. Environment variables:
+is skipped, and the summary names it, the reason, and how to install detectron2. A test that takes
+long carries ``pytest.mark.slow`` and runs with ``--slow`` only. Environment variables:
 
 ``DETECTRON2=none``
-    Hides detectron2 even where it is installed.
+    Hides detectron2 even if it is installed.
+``DETECTRON2=plain``
+    Hides its compiled part, ``detectron2._C``, as on a machine where it was not compiled.
 ``HYPERNET_D2_REQUIRE_DETECTRON2=1``
-    Makes missing detectron2 an error, and a failure of every skip of a test that needs it, unless
+    A missing detectron2 is an error, and each skip of a test that needs it is a failure, unless
     the test also needs data or a device that this machine does not have.
 """
 
@@ -34,12 +37,15 @@ _missing = pytest.StashKey[dict]()
 
 
 def _why_no_detectron2() -> str | None:
-    """Import detectron2 with its compiled part; the reason in one line when that fails.
+    """None if detectron2 can be imported, otherwise the reason in one line.
 
-    A detectron2 that is hidden or broken is made unimportable for the whole session, so that
-    the package under test behaves as it does where detectron2 was never installed.
+    Its compiled part is optional. A detectron2 that is hidden or does not load is made
+    unimportable for the session, so that the package under test behaves as without detectron2.
     """
-    if os.environ.get("DETECTRON2") == "none":
+    form = os.environ.get("DETECTRON2")
+    if form == "plain":
+        sys.modules["detectron2._C"] = None
+    if form == "none":
         reason = "DETECTRON2=none hides it"
     elif importlib.util.find_spec("detectron2") is None:
         reason = "it is not installed"
@@ -47,10 +53,11 @@ def _why_no_detectron2() -> str | None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                importlib.import_module("detectron2._C")
+                importlib.import_module("detectron2.layers")
+                importlib.import_module("detectron2.structures")
             return None
-        except Exception as error:  # a broken binary raises ImportError, OSError or RuntimeError
-            reason = f"it is installed but does not load: {str(error).splitlines()[0]}"
+        except Exception as error:  # detectron2 of another PyTorch raises more than ImportError
+            reason = f"it is installed but does not load: {next(iter(str(error).splitlines()), '')}"
     for name in [m for m in sys.modules if m.partition(".")[0] == "detectron2"]:
         del sys.modules[name]
     sys.modules["detectron2"] = None
@@ -58,15 +65,19 @@ def _why_no_detectron2() -> str | None:
 
 
 def _find_data(folder: str) -> Path | None:
-    """A set's folder, in ``$DETECTRON2_DATASETS``, else in ``shared/datasets`` beside us."""
+    """A data set's folder in ``$DETECTRON2_DATASETS``, or in ``../shared/datasets``."""
     root = os.environ.get("DETECTRON2_DATASETS") or ROOT.parent / "shared" / "datasets"
     found = Path(root) / folder
     return found if found.is_dir() else None
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("MPLBACKEND", "Agg")
-    torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
+    torch.set_num_threads(1)  # on models this small, more threads only add waiting
     missing = {}
     reason = _why_no_detectron2()
     if reason is not None:
@@ -81,7 +92,19 @@ def pytest_configure(config: pytest.Config) -> None:
             missing[marker] = f"no {folder} in $DETECTRON2_DATASETS nor in ../shared/datasets"
     if not torch.cuda.is_available():
         missing["cuda"] = "no CUDA device"
+    if not config.getoption("--slow"):
+        missing["slow"] = "slow tests, which make test-all (pytest --slow) runs"
     config.stash[_missing] = missing
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    if "detectron2" in config.stash[_missing]:
+        return config.stash[_missing]["detectron2"]
+    try:
+        importlib.import_module("detectron2._C")
+    except Exception as error:
+        return f"detectron2: plain Python ({next(iter(str(error).splitlines()), '')})"
+    return "detectron2: with its compiled part"
 
 
 def _how_to_get_detectron2() -> str:

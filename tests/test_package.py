@@ -1,4 +1,4 @@
-"""Packaging, the set-up behind make, and what the suite does about missing detectron2."""
+"""Packaging, .ci/run, and what the test suite does without detectron2."""
 
 from __future__ import annotations
 
@@ -129,116 +129,38 @@ def test_one_commit_of_detectron2_is_named_everywhere():
     assert [set(COMMIT.findall(text)) for text in places] == [
         set(COMMIT.findall(hypernet_d2.DETECTRON2_HELP))
     ] * 2
-    # tools/setup_env.sh reads it from the package, by the one line that has it.
+    # tools/set_up reads it from the package, by the one line that has it.
     source = (ROOT / "hypernet_d2" / "__init__.py").read_text()
     assert len(re.findall(r"@[0-9a-f]{40}", source)) == 1
-
-
-# tools/setup_env.sh, with a Python that logs what it would install
-
-
-@pytest.fixture
-def setup_env(tmp_path):
-    """A function that runs tools/setup_env.sh in an environment of stubs; ``.log`` is pip's."""
-    checkout = copy_checkout(tmp_path)
-    log = tmp_path / "pip.log"
-    log.touch()
-    environment = tmp_path / "an environment"
-    write(
-        environment / "bin" / "python",
-        f"""\
-        #!/bin/sh
-        case "$1 $2 $3" in
-            "-m pip download") exit 1 ;;
-            "-m pip "*) shift 2; echo "$*" >>"{log}"; exit 0 ;;
-        esac
-        exec "{sys.executable}" "$@"
-        """,
-        0o755,
-    )
-    write(tmp_path / "bin" / "git", "#!/bin/sh\nexit 128\n", 0o755)
-    stubs = tmp_path / "stubs"
-    write(stubs / "torch.py", "__version__ = '2.4.0'")
-    write(stubs / "cv2.py", "")
-    write(stubs / "pkg_resources.py", "")
-    write(
-        stubs / "detectron2" / "__init__.py", "raise ImportError('undefined symbol: stub\\nmore')"
-    )
-
-    def call(*arguments: str, **env: str) -> subprocess.CompletedProcess:
-        search = os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])
-        env = {"VIRTUAL_ENV": str(environment), "PYTHONPATH": str(stubs), "PATH": search, **env}
-        return run("sh", checkout / "tools" / "setup_env.sh", *arguments, cwd=tmp_path, **env)
-
-    call.log, call.checkout, call.environment = log, checkout, environment
-    return call
-
-
-def test_set_up_installs_once_and_runs_the_command_in_the_checkout(setup_env):
-    show = ("sh", "-c", 'pwd; command -v python; echo "$1"', "sh", "two words")
-    first = setup_env(*show, DETECTRON2="none")
-    assert first.returncode == 0, first.stdout
-    assert first.stdout.splitlines()[-3:] == [
-        str(setup_env.checkout),
-        str(setup_env.environment / "bin" / "python"),
-        "two words",
-    ]
-    installed = setup_env.log.read_text()
-    assert "--editable .[dev]" in installed
-    assert "torch==" not in installed  # the one that is there stays
-
-    second = setup_env("true", DETECTRON2="none")
-    assert second.returncode == 0 and "nothing changed" in second.stdout
-    assert "install" not in setup_env.log.read_text().removeprefix(installed)
-
-    with open(setup_env.checkout / "setup.py", "a") as file:
-        file.write("\n# changed\n")
-    assert "nothing changed" not in setup_env("true", DETECTRON2="none").stdout
-
-
-def test_set_up_goes_on_without_detectron2_and_says_why(setup_env):
-    done = setup_env("echo", "the command ran")
-    assert done.returncode == 0
-    assert "not from the environment (does not load: undefined symbol: stub)" in done.stdout
-    assert "not from a wheel folder of pip" in done.stdout
-    assert "cannot be reached" in done.stdout
-    assert done.stdout.endswith("the command ran\n")
-
-
-def test_set_up_refuses_a_detectron2_that_is_not_there(setup_env):
-    done = setup_env("true", DETECTRON2="no/such.whl")
-    assert done.returncode == 1
-    assert "DETECTRON2=no/such.whl" in done.stdout and "expected a wheel" in done.stdout
-    assert setup_env.log.read_text() == ""
 
 
 # .ci/run and tests/conftest.py
 
 
-@pytest.mark.parametrize("status", [0, 2])
-def test_ci_run_ends_with_the_last_line_and_the_status_of_the_tests(tmp_path, status):
+@pytest.mark.parametrize("failing", ["", "test-all", "test-plain"])
+def test_ci_run_ends_with_the_last_line_and_the_status_of_the_tests(tmp_path, failing):
     summary = "===== the last line of pytest ====="
     write(
         tmp_path / "bin" / "make",
         f"""\
         #!/bin/sh
-        [ "$1" = test ] || exit 0
         [ "$HYPERNET_D2_REQUIRE_DETECTRON2" = 1 ] || exit 9
-        echo "{summary}"
-        [ {status} = 0 ] || echo "make: *** [Makefile:1: test] Error 1" >&2
-        exit {status}
+        echo "{summary} of $1"
+        [ "$1" = "{failing}" ] || exit 0
+        echo "make: *** [Makefile:1: $1] Error 1" >&2
+        exit 2
         """,
         0o755,
     )
     search = os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])
     done = run(ROOT / ".ci" / "run", PATH=search)
-    assert done.returncode == status, done.stdout
-    assert done.stdout.splitlines()[-1] == summary
+    assert done.returncode == (2 if failing else 0), done.stdout
+    assert done.stdout.splitlines()[-1] == f"{summary} of {failing or 'test-all'}"
 
 
 @pytest.fixture
 def tiny_suite(tmp_path):
-    """A function that runs pytest on four tests under a copy of our conftest.py."""
+    """A function that runs pytest on five tests with a copy of our conftest.py."""
     write(
         tmp_path / "tests" / "test_tiny.py",
         """\
@@ -258,24 +180,29 @@ def tiny_suite(tmp_path):
         @pytest.mark.bccd
         def test_photographs(bccd_root):
             pass
+
+        @pytest.mark.slow
+        def test_slow():
+            pass
         """,
     )
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "tests")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
 
-    def call(**env: str) -> subprocess.CompletedProcess:
-        # No BCCD there, whatever this machine has.
+    def call(*options: str, **env: str) -> subprocess.CompletedProcess:
+        # DETECTRON2_DATASETS: a folder without BCCD.
         env = {"PYTHONPATH": str(ROOT), "DETECTRON2_DATASETS": str(tmp_path), **env}
         command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no")
-        return run(*command, cwd=tmp_path, **env)
+        return run(*command, *options, cwd=tmp_path, **env)
 
     return call
 
 
-def test_suite_without_detectron2_names_what_it_left_out(tiny_suite):
+def test_suite_names_what_it_left_out(tiny_suite):
     done = tiny_suite(DETECTRON2="none")
     assert done.returncode == 0, done.stdout
-    assert "1 passed, 3 skipped" in done.stdout.splitlines()[-1]
+    assert "1 passed, 4 skipped" in done.stdout.splitlines()[-1]
+    assert "left out: slow tests, which make test-all (pytest --slow) runs" in done.stdout
     left_out = done.stdout.partition("left out: no detectron2: DETECTRON2=none hides it")[2]
     assert "test_tiny.py: 2 tests\n" in left_out
     assert hypernet_d2.DETECTRON2_HELP in left_out
@@ -290,8 +217,8 @@ def test_suite_that_requires_detectron2_does_not_start_without(tiny_suite):
 
 @pytest.mark.detectron2
 def test_suite_that_requires_detectron2_fails_a_skip_but_for_missing_data(tiny_suite):
-    done = tiny_suite(HYPERNET_D2_REQUIRE_DETECTRON2="1")
+    done = tiny_suite("--slow", HYPERNET_D2_REQUIRE_DETECTRON2="1")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
-    assert "1 failed, 1 passed, 2 skipped" in done.stdout.splitlines()[-1]
+    assert "1 failed, 2 passed, 2 skipped" in done.stdout.splitlines()[-1]
     assert "test_skips_itself needs detectron2, which is here, but was skipped" in done.stdout
     assert "left out: no BCCD" in done.stdout

@@ -24,6 +24,7 @@ def warm():
     fuzz.warm_up()
 
 
+@pytest.mark.slow
 def test_damaged_files_end_in_a_right_result_or_a_named_error():
     results = list(fuzz.fuzz(range(CASES), seed=1))
     assert [r for r in results if r[2].outcome in fuzz.FAULTS] == []

@@ -1,4 +1,4 @@
-"""The soak tests of ``make soak``, in their shortest form."""
+"""The soak tests of ``make soak`` in a short form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.detectron2
+pytestmark = [pytest.mark.detectron2, pytest.mark.slow]
 linux = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads Linux's /proc")
 
 ROOT = Path(__file__).resolve().parents[2]
