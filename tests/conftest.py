@@ -53,8 +53,8 @@ def _why_no_detectron2() -> str | None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                importlib.import_module("detectron2.layers")
-                importlib.import_module("detectron2.structures")
+                for name in ("data", "engine", "evaluation", "modeling"):
+                    importlib.import_module(f"detectron2.{name}")
             return None
         except Exception as error:  # detectron2 of another PyTorch raises more than ImportError
             reason = f"it is installed but does not load: {next(iter(str(error).splitlines()), '')}"
