@@ -35,6 +35,9 @@ def add_hypernet_config(cfg: CN) -> None:
     # Evaluator of the test sets: "coco", "pascal_voc", or "" for the evaluator_type in the metadata
     # of each set.
     hyper.EVALUATOR = ""
+    # Whether MODEL.ROI_HEADS.NUM_CLASSES may be larger than the number of classes of a training
+    # set, for instance to add classes later. Otherwise the difference is an error.
+    hyper.ALLOW_UNUSED_CLASSES = False
 
     # ---- The hyper feature (paper 3.1) ---------------------------------------------------------
     hyper.FEATURE = CN()

@@ -5,35 +5,50 @@
 """
 
 import argparse
+import logging
+import os
+import sys
 
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from hypernet_d2.checkpoint import HyperNetCheckpointer
+from hypernet_d2.checkpoint import OUTPUT_FILES, HyperNetCheckpointer
 from hypernet_d2.engine import (
     Trainer,
     add_data_argument,
+    check_no_earlier_run,
+    check_test_time_augmentation,
+    check_writable,
     launch,
     setup_cfg,
     train_alternating,
     write_results,
 )
+from hypernet_d2.engine.alternating import STEPS
 from hypernet_d2.modeling.proposal_generator import proposal_evaluation_cfg
 
 from .arguments import CommandParser, add_config_name_argument
 
 
 def run(args: argparse.Namespace):
-    """One process's work: evaluate, or train and then evaluate."""
+    """What each process does: evaluate, or train and then evaluate."""
     cfg = setup_cfg(args)
     cfg.freeze()
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="hypernet_d2")
+    check_test_time_augmentation(cfg)
+    alternating = args.schedule == "alternating"
+    if comm.is_main_process():
+        if not args.eval_only and not args.resume:
+            steps = [step.name for step in STEPS] if alternating else []
+            check_no_earlier_run(cfg.OUTPUT_DIR, steps)
+        check_writable(cfg.OUTPUT_DIR)
+    comm.synchronize()
+    set_up_logging(cfg, args)
     if args.eval_only:
         return evaluate(cfg, args.resume, proposals=args.eval_proposals)
-    if args.schedule == "alternating":
+    if alternating:
         results = evaluate(train_alternating(cfg, resume=args.resume), resume=False)
         write_results(cfg, results)
         return results
@@ -46,20 +61,52 @@ def run(args: argparse.Namespace):
     return trainer.train()
 
 
-def evaluate(cfg, resume: bool, proposals: bool = False):
+def set_up_logging(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """detectron2's ``default_setup``, but config, environment and model go to the log file only."""
+    rank = comm.get_rank()
+    # detectron2 keeps the loggers of equal arguments, so that default_setup gets this one.
+    logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank)
+    screen = screen_handlers(logger)
+    for handler in screen:
+        handler.setLevel(logging.WARNING)
+        handler.addFilter(is_no_traceback_of_training)
+    default_setup(cfg, args)
+    ours = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="hypernet_d2")
+    for handler in [*screen, *screen_handlers(ours)]:
+        handler.setLevel(logging.INFO)
+    ours.info("config, environment and model: see %s", os.path.join(cfg.OUTPUT_DIR, "log.txt"))
+
+
+def screen_handlers(logger: logging.Logger) -> list[logging.Handler]:
+    return [h for h in logger.handlers if getattr(h, "stream", None) is sys.stdout]
+
+
+def is_no_traceback_of_training(record: logging.LogRecord) -> bool:
+    """A logging filter: the command line reports the error that ends a training by itself."""
+    return not (record.exc_info and record.name == "detectron2.engine.train_loop")
+
+
+def evaluate(cfg: CfgNode, resume: bool, proposals: bool = False):
     """Evaluate ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint of ``OUTPUT_DIR``.
 
-    With ``proposals`` it is the recall of the model's proposals, not its detections' AP.
+    Args:
+        cfg: config of the model.
+        resume: see above.
+        proposals: evaluate the recall of the model's proposals instead of the AP of its detections.
+
+    Raises:
+        ValueError: there are no weights to evaluate.
     """
-    if proposals:
-        cfg = proposal_evaluation_cfg(cfg)
-    model = Trainer.build_model(cfg)
-    checkpointer = HyperNetCheckpointer(model, cfg.OUTPUT_DIR, strict=True)
-    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+    last_checkpoint = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if not cfg.MODEL.WEIGHTS and not (resume and OUTPUT_FILES.isfile(last_checkpoint)):
         raise ValueError(
             "--eval-only needs weights: give MODEL.WEIGHTS FILE, or --resume and an OUTPUT_DIR "
             f"with a checkpoint (it is {cfg.OUTPUT_DIR!r})"
         )
+    if proposals:
+        cfg = proposal_evaluation_cfg(cfg)
+    model = Trainer.build_model(cfg)
+    checkpointer = HyperNetCheckpointer(model, cfg.OUTPUT_DIR, strict=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if proposals:
         return Trainer.test_proposals(cfg, model)

@@ -41,22 +41,28 @@ def check_test_time_augmentation(cfg: CfgNode) -> None:
 
 
 def check_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
-    """Compare the ROI heads with the class names, which a data set has once it has been read.
+    """Compare ``NUM_CLASSES`` with the class names, which a data set has once it has been read.
 
-    Fewer classes than the ROI heads have are a warning.
+    A test set that is no training set may have fewer classes, which is a warning.
 
     Raises:
-        ValueError: a data set has more classes than the ROI heads.
+        ValueError: a data set has more classes than ``NUM_CLASSES``, or a training set has fewer
+            and ``MODEL.HYPERNET.ALLOW_UNUSED_CLASSES`` is False.
     """
-    known = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     for name in dataset_names:
         classes = MetadataCatalog.get(name).get("thing_classes", None)
-        if classes is None or len(classes) == known:
+        if classes is None or len(classes) == number:
             continue
         message = (
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {known}, but data set {name!r} has {len(classes)}: "
-            f"{', '.join(classes[:10])}"
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {number}, but data set {name!r} has {len(classes)}: "
+            f"{', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
         )
-        if len(classes) > known:
+        if len(classes) > number:
             raise ValueError(message)
+        if name in cfg.DATASETS.TRAIN and not cfg.MODEL.HYPERNET.ALLOW_UNUSED_CLASSES:
+            raise ValueError(
+                f"{message}; expected MODEL.ROI_HEADS.NUM_CLASSES {len(classes)}, or "
+                "MODEL.HYPERNET.ALLOW_UNUSED_CLASSES True to train classes without objects"
+            )
         logger.warning(message)

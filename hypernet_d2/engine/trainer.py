@@ -21,7 +21,7 @@ from detectron2.engine import (
     hooks,
 )
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
@@ -96,6 +96,9 @@ class Trainer(DefaultTrainer):
         With a ``SEED`` the random numbers depend on the iteration alone, so that a resumed run
         has those of an uninterrupted one.
 
+        An error leaves a checkpoint of the iteration before, unless it is about numbers that are
+        not finite.
+
         Raises:
             FloatingPointError: losses, or the proposals of the region proposal network, are not
                 finite; naming the iteration and the images of the batch.
@@ -105,10 +108,28 @@ class Trainer(DefaultTrainer):
         try:
             super().run_step()
         except FloatingPointError as error:
+            images = ", ".join(self._loss_check.images or ["unknown"])
             raise FloatingPointError(
-                f"training stopped at iteration {self.iter}: {error}; images of the batch: "
-                f"{', '.join(self._loss_check.images)}"
+                f"training stopped at iteration {self.iter}: {error}; images of the batch: {images}"
             ) from error
+        except Exception:
+            self._save_previous_iteration()
+            raise
+
+    def _save_previous_iteration(self) -> None:
+        """Save the state before a step that has failed.
+
+        Weights and optimizer still have it, because a step changes them at its very end.
+        """
+        if self.iter == self.start_iter:
+            return
+        self.iter -= 1  # the checkpoint contains it
+        try:
+            self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+        except Exception as error:  # the error of the step is the one to raise
+            logger.warning("no checkpoint of iteration %d: %s", self.iter, error)
+        finally:
+            self.iter += 1
 
     def train(self):
         """The stock training.
@@ -164,7 +185,8 @@ class Trainer(DefaultTrainer):
 
         The heads are not: some stock ones take views that this layout does not allow.
         """
-        model = super().build_model(cfg)
+        model = build_model(cfg)
+        logger.debug("Model:\n%s", model)  # the command line logs it to a file only
         if cfg.MODEL.DEVICE == "cpu":
             model.backbone.to(memory_format=torch.channels_last)
         return model

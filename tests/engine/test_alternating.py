@@ -305,11 +305,16 @@ def test_a_finished_schedule_is_evaluated_again_and_not_trained(record, run):
 
 
 def test_a_fresh_start_does_not_count_what_an_older_run_left(record, tmp_path):
+    from hypernet_d2.engine import train_alternating
+
     short = ("SOLVER.MAX_ITER", 1, "DATASETS.TEST", ())
     train(tmp_path, *short)
-    record.stop_at = ("step3", 0)
-    with pytest.raises(Interrupted):
+    with pytest.raises(FileExistsError, match="earlier run.*--resume"):
         train(tmp_path, *short)
+    record.stop_at = ("step3", 0)
+    cfg = tiny_cfg(*options(tmp_path, *short))
+    with pytest.raises(Interrupted):
+        train_alternating(cfg)  # from Python, where it is the caller's decision
     record.stop_at = None
     record.events.clear()
     train(tmp_path, *short, resume=True)

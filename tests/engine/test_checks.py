@@ -36,3 +36,26 @@ def test_test_time_augmentation_of_boxes_and_masks_is_not_refused(opts):
     from hypernet_d2.engine.checks import check_test_time_augmentation
 
     check_test_time_augmentation(tiny_cfg(*opts, "TEST.AUG.ENABLED", True))
+
+
+def test_the_number_of_classes_must_be_that_of_the_training_set(monkeypatch):
+    from detectron2.data import MetadataCatalog
+
+    from hypernet_d2.engine.checks import check_num_classes
+
+    def check(number, *opts, train=("counted",)):
+        cfg = tiny_cfg("MODEL.ROI_HEADS.NUM_CLASSES", number, "DATASETS.TRAIN", train, *opts)
+        check_num_classes(cfg, ["counted"])
+
+    MetadataCatalog.get("counted").thing_classes = ["square", "bar"]
+    try:
+        check(2)
+        with pytest.raises(ValueError, match="NUM_CLASSES is 3, but .*'counted' has 2: square, b"):
+            check(3)
+        check(3, "MODEL.HYPERNET.ALLOW_UNUSED_CLASSES", True)
+        check(3, train=())
+        for opts in ([], ["MODEL.HYPERNET.ALLOW_UNUSED_CLASSES", True]):
+            with pytest.raises(ValueError, match="NUM_CLASSES is 1, but .*'counted' has 2"):
+                check(1, *opts)
+    finally:
+        MetadataCatalog.pop("counted")

@@ -96,7 +96,7 @@ def test_two_processes_train_on_a_cpu(train_tiny, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "bbox/AP" in metrics(tmp_path)[-1]
-    assert "Rank of current process: 0. World size: 2" in done.stdout
+    assert "Rank of current process: 0. World size: 2" in (tmp_path / "log.txt").read_text()
 
 
 def test_the_voc_evaluator_is_one_key_away(tiny):
@@ -111,15 +111,62 @@ def test_the_voc_evaluator_is_one_key_away(tiny):
         build_evaluator(tiny_cfg("MODEL.HYPERNET.EVALUATOR", "lvis"), "tiny")
 
 
-def test_an_unreadable_image_stops_training_with_its_name(tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_stops_training_with_its_name_and_leaves_a_checkpoint(
+    tmp_path, workers
+):
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     from hypernet_d2.data import register_voc_style
 
     write_voc(tmp_path / "data")
     register_voc_style("cut", tmp_path / "data", "all", ["square", "bar"])
     image = tmp_path / "data/JPEGImages/003.jpg"
-    image.write_bytes(image.read_bytes()[:700])
+    whole = image.read_bytes()
+    image.write_bytes(whole[:700])
+    opts = ("DATASETS.TRAIN", ("cut",), "DATASETS.TEST", (), "SOLVER.MAX_ITER", 20,
+            "SOLVER.CHECKPOINT_PERIOD", 100, "DATALOADER.NUM_WORKERS", workers)  # fmt: skip
     with pytest.raises(ValueError, match=r"003\.jpg"):
-        run(tmp_path / "out", "DATASETS.TRAIN", ("cut",), "SOLVER.MAX_ITER", 20)
+        run(tmp_path / "out", *opts)
+    name = (tmp_path / "out/last_checkpoint").read_text()
+    saved = torch.load(tmp_path / "out" / name, weights_only=True)
+    assert name == f"model_{saved['iteration']:07d}.pth"
+    assert saved["trainer"]["iteration"] == saved["iteration"]
+    image.write_bytes(whole)
+    run(tmp_path / "out", *opts, "SOLVER.MAX_ITER", saved["iteration"] + 2, resume=True)
+    assert metrics(tmp_path / "out")[-1]["iteration"] == saved["iteration"] + 1
+    DatasetCatalog.pop("cut")
+    MetadataCatalog.pop("cut")
+
+
+def test_a_finished_run_is_not_overwritten(tiny, tmp_path):
+    run(tmp_path, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", ())
+    before = (tmp_path / "model_final.pth").read_bytes()
+    with pytest.raises(FileExistsError, match=r"OUTPUT_DIR .*last_checkpoint.*--resume"):
+        run(tmp_path, "SOLVER.MAX_ITER", 1)
+    (tmp_path / "last_checkpoint").unlink()
+    with pytest.raises(FileExistsError, match=r"OUTPUT_DIR .*model_final\.pth.*--resume"):
+        run(tmp_path, "SOLVER.MAX_ITER", 1, schedule="alternating")
+    assert (tmp_path / "model_final.pth").read_bytes() == before
+
+
+def test_an_output_folder_that_cannot_be_written_is_named_before_the_model_is_built(
+    tiny, tmp_path, monkeypatch
+):
+    from hypernet_d2.engine import Trainer
+
+    monkeypatch.setattr(Trainer, "build_model", lambda cfg: pytest.fail("the model is built"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"OUTPUT_DIR '.*file/out' cannot be written to: Not a dir"):
+        run(tmp_path / "file/out")
+
+
+def test_config_and_model_are_in_the_log_and_not_on_the_screen(tiny, tmp_path, capsys):
+    run(tmp_path, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", ())
+    screen, log = capsys.readouterr().out, (tmp_path / "log.txt").read_text()
+    for text in ("POST_NMS_TOPK_TRAIN", "(hyper_feature): HyperFeature", "Command line arguments"):
+        assert text in log and text not in screen
+    assert "Starting training from iteration 0" in screen and "log.txt" in screen
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_checkpoint(tiny, tmp_path):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import train_net  # noqa: E402
 from hypernet_d2.data import register_voc_style  # noqa: E402
+from hypernet_d2_cli import run  # noqa: E402
 
 register_voc_style("tiny", os.environ["TINY_VOC"], "all", ["square", "bar"])
 
 if __name__ == "__main__":
-    train_net.main()
+    sys.exit(run("hypernet_d2.cli.train"))
