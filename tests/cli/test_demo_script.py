@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def demo(tmp_path):
         stub.write_text(
             f"""#!/bin/sh
 case "$*" in
-    *"import _C"*) exit {0 if loads else 1} ;;
+    *"import hypernet_d2._detectron2"*) exit {0 if loads else 1} ;;
     *generate_digits*) echo "{digits}"; exit 0 ;;
     *DETECTRON2_HELP*) exec "{sys.executable}" "$@" ;;
 esac
@@ -59,15 +60,33 @@ def test_demo_without_detectron2_uses_the_model_that_ships(demo, hidden):
     assert done.returncode == 0, done.stderr
     assert "hypernet_d2/deploy/models/digits.onnx" in log and "deploy.evaluate" in log
     assert "train_net.py" not in log
-    *_, help_line, last = done.stdout.splitlines()
-    assert "needs detectron2, which is not installed" in help_line and "pip install" in help_line
+    first, *_, help_line, last = done.stdout.splitlines()
+    assert "without detectron2" in first and "no training" in first
+    assert "pip install" in help_line
     assert last == "output/demo/contact_sheet.png"
 
 
-def test_demo_with_detectron2_trains_exports_and_checks(demo):
+def test_demo_with_detectron2_shows_the_shipped_model_then_trains_exports_and_checks(demo):
     done, log = demo(True)
     assert done.returncode == 0, done.stderr
-    train, export, sheet = log.splitlines()
+    look, train, export, sheet = re.split(r"\n(?=train_net|tools/|demo/)", log.strip())
+    assert "digits.onnx" in look and "--sheet output/demo/first_look.png" in look
     assert train.startswith("train_net.py") and "--resume" in train
     assert export.startswith("tools/export_model.py") and "--check output/demo/check" in export
     assert sheet.startswith("demo/contact_sheet.py")
+
+
+def test_demo_is_seeded():
+    config = (ROOT / "configs/Digits-Detection/hypernet_R_18_demo.yaml").read_text()
+    assert re.search(r"^SEED: \d+", config, re.MULTILINE)
+
+
+@pytest.mark.parametrize("value, expected", [(None, "passive"), ("active", "active")])
+def test_make_sets_the_wait_policy_unless_it_is_set(value, expected):
+    env = {key: text for key, text in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    env |= {"OMP_WAIT_POLICY": value} if value else {}
+    show = "ENV=@sh -c 'echo policy=$$OMP_WAIT_POLICY'"  # in place of the set-up
+    done = subprocess.run(
+        ["make", "lint", show], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert f"policy={expected}" in done.stdout, done.stderr
