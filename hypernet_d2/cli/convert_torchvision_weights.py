@@ -1,23 +1,20 @@
-"""Turns an ImageNet checkpoint of torchvision into one that detectron2 loads.
+"""Converts an ImageNet checkpoint of torchvision for MODEL.WEIGHTS.
 
-    python tools/convert_torchvision_weights.py vgg16 vgg16-397923af.pth weights/vgg16.pkl
+The result fits detectron2's default input: images in BGR order with values 0 to 255, PIXEL_MEAN
+[103.53, 116.28, 123.675] and PIXEL_STD [1, 1, 1]. The input of torchvision's models is RGB from 0
+to 1, divided by a standard deviation per channel; the input channels of the first convolution are
+therefore reversed, and its weights divided by 255 times that deviation. (detectron2's own converter
+for ResNets does not change the weights, and needs INPUT.FORMAT "RGB", PIXEL_MEAN and PIXEL_STD.)
 
-The result goes into MODEL.WEIGHTS. It fits detectron2's default input: images in BGR order with
-values 0 to 255, PIXEL_MEAN [103.53, 116.28, 123.675] and PIXEL_STD [1, 1, 1]. torchvision's models
-take RGB from 0 to 1, divided by a standard deviation per channel; so the first convolution's input
-channels are reversed and divided by 255 times that. (detectron2's own converter for ResNets leaves
-the weights as they are, and needs INPUT.FORMAT "RGB", PIXEL_MEAN and PIXEL_STD set instead.)
-
-ResNet-50 and deeper need MODEL.RESNETS.STRIDE_IN_1X1 False, since torchvision has the stride in the
-3x3 convolution. The first two fully connected layers of vgg16 and alexnet (fc6 and fc7) become fc1
-and fc2 of the box head. They fit a head that takes the trunk's last map pooled to 7x7 (vgg16) or
-6x6 (alexnet) and has layers of 4096, as the Faster R-CNN baselines do. HyperNet's head pools
-another map to another size: give --trunk-only for it. The last, 1000-way layer is always left out.
+ResNet-50 and deeper need MODEL.RESNETS.STRIDE_IN_1X1 False, because torchvision has the stride in
+the 3x3 convolution. The first two fully connected layers of vgg16 and alexnet (fc6 and fc7) become
+fc1 and fc2 of the box head. They fit a head that pools the trunk's last map to 7x7 (vgg16) or 6x6
+(alexnet) and has layers of 4096 units, as in the Faster R-CNN baselines. HyperNet's head pools
+another map to another size, and needs --trunk-only. The 1000-way layer is always left out.
 """
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import re
 from collections.abc import Mapping
@@ -27,12 +24,15 @@ import torch
 from torch import Tensor
 from torchvision.models import get_model
 
-# What torchvision's models subtract from and divide RGB values of 0 to 1 by. The mean, times 255,
-# is detectron2's default PIXEL_MEAN.
+from hypernet_d2.utils.files import atomic_write
+
+from .arguments import CommandParser
+
+# Standard deviation by which torchvision's models divide RGB values of 0 to 1. Their mean, times
+# 255, is detectron2's default PIXEL_MEAN.
 RGB_STD = (0.229, 0.224, 0.225)
 
-# For each index in torchvision's Sequentials the name in our trunk or box head, or None for the
-# 1000-way classifier.
+# {index in torchvision's Sequential: name in our trunk or box head; None: 1000-way classifier}
 PLAIN_NAMES = {
     "vgg16": {
         "features": {
@@ -57,9 +57,9 @@ ARCHITECTURES = (*PLAIN_NAMES, *RESNETS)
 
 
 def new_name(architecture: str, key: str) -> str | None:
-    """detectron2's name of torchvision's parameter or buffer; None if it has no place there.
+    """detectron2's name of a parameter or buffer of torchvision, or None if it has none.
 
-    ResNet: the 1000-way classifier and the batch counters, which FrozenBN lacks, have none.
+    These are the 1000-way classifier and the batch counters, which FrozenBatchNorm2d lacks.
     """
     if architecture in PLAIN_NAMES:
         part, index, kind = key.split(".")
@@ -74,11 +74,11 @@ def new_name(architecture: str, key: str) -> str | None:
 
 
 def check(architecture: str, state: Mapping[str, Tensor], source: str) -> None:
-    """Hold the checkpoint against torchvision's own model.
+    """Compare a checkpoint with torchvision's model.
 
     Raises:
-        ValueError: naming the keys that are missing, not expected, or of another shape. The batch
-            counters may be missing, as in torchvision's older files.
+        ValueError: keys are missing, not expected, or of another shape. The batch counters may be
+            missing, as in older files of torchvision.
     """
     with torch.device("meta"):
         expected = get_model(architecture, weights=None).state_dict()
@@ -95,7 +95,9 @@ def check(architecture: str, state: Mapping[str, Tensor], source: str) -> None:
     }
     found = [f"{what}: {', '.join(keys[:5])}" for what, keys in faults.items() if keys]
     if found:
-        raise ValueError(f"{source} is no {architecture} of torchvision; keys {'; '.join(found)}")
+        raise ValueError(
+            f"{source} is not the {architecture} of torchvision; keys {'; '.join(found)}"
+        )
 
 
 def convert(
@@ -108,7 +110,7 @@ def convert(
     """Rename torchvision's state dict, and fold its preprocessing into the first convolution.
 
     Returns:
-        The weights by detectron2's names, and the keys of ``state`` that were left out.
+        The weights with detectron2's names, and the keys of ``state`` that were left out.
 
     Raises:
         ValueError: as :func:`check` does.
@@ -128,24 +130,21 @@ def convert(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(__doc__, "vgg16 vgg16-397923af.pth weights/vgg16.pkl --trunk-only")
     parser.add_argument("architecture", choices=ARCHITECTURES)
     parser.add_argument("input", type=Path, metavar="IN.pth", help="torchvision's checkpoint")
-    parser.add_argument("output", type=Path, metavar="OUT.pkl", help="where the result goes")
+    parser.add_argument("output", type=Path, metavar="OUT.pkl", help="the result")
     parser.add_argument(
         "--trunk-only", action="store_true", help="leave out the fully connected layers (HyperNet)"
     )
     args = parser.parse_args(argv)
     if args.output.suffix != ".pkl":
-        parser.error(f"{args.output} must end in .pkl: detectron2 goes by the ending")
-    # Weights only: a checkpoint from elsewhere must not run code.
+        parser.error(f"{args.output}: expected a name that ends in .pkl, which detectron2 requires")
     try:
         state = torch.load(args.input, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # damaged files raise errors of every kind
+    except Exception as error:  # damaged files raise errors of many types
         raise ValueError(f"{args.input}: cannot be read as weights only: {error}") from error
     weights, left_out = convert(
         args.architecture, state, trunk_only=args.trunk_only, source=str(args.input)
@@ -156,6 +155,6 @@ def main(argv: list[str] | None = None) -> None:
         "matching_heuristics": True,
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open("wb") as file:
+    with atomic_write(args.output) as file:
         pickle.dump(content, file)
     print(f"{args.output}: {len(weights)} tensors; left out: {', '.join(left_out) or 'none'}")

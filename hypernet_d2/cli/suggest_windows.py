@@ -1,13 +1,11 @@
 """Suggests SIZES and ASPECT_RATIOS of MODEL.HYPERNET.PROPOSALS for a data set.
 
-    python tools/suggest_windows.py --config-file my_config.yaml --data my_data.py \\
-        --dataset my_train --output windows.png
-
-The boxes are resized as the config resizes images at test time. Sizes are spread evenly, on a
-logarithmic scale, from the 1st to the 99th hundredth of the boxes' sizes, aspect ratios from the
-5th to the 95th. Each pair of numbers of sizes and of ratios is tried on the grid of windows that
-the model would have, with the config's other keys, and the pair whose windows fit the boxes best
-(highest mean of each box's best IoU) with no more windows than now is printed.
+The boxes are resized as the config resizes images at test time. Candidate sizes are evenly spaced
+on a logarithmic scale from the 1st to the 99th percentile of the sizes of the boxes, aspect ratios
+from the 5th to the 95th. For each number of sizes and of ratios the grid of windows is built with
+the other keys of the config. Printed are the sizes and ratios whose windows fit the boxes best
+(largest mean over the boxes of the best IoU), among those with at most as many windows as the
+config has.
 """
 
 from __future__ import annotations
@@ -36,16 +34,18 @@ from hypernet_d2.data import check_registered, load_dataset
 from hypernet_d2.engine import add_data_argument, setup_cfg
 from hypernet_d2.layers import WindowGrid
 
+from .arguments import CommandParser, add_config_arguments
+
 IOUS = (0.45, 0.5, 0.7)  # the first is what makes a window positive in training (paper 3.4)
 NUM_SIZES, NUM_RATIOS = range(3, 10), range(1, 6)
-SIZE_RANGE, RATIO_RANGE = (0.01, 0.99), (0.05, 0.95)  # quantiles that the windows span
+SIZE_RANGE, RATIO_RANGE = (0.01, 0.99), (0.05, 0.95)  # quantiles of the boxes
 SIZE_TICKS = [2**k for k in range(1, 12)]
 RATIO_TICKS = [0.1, 0.2, 0.33, 0.5, 0.67, 1, 1.5, 2, 3, 5, 10]
 INK, NOW, SUGGESTED = "#222222", "#d9822b", "#2f6fb0"
 
 
 class Fit(NamedTuple):
-    """A choice of windows, and the best IoU (n,) of each box with any of them."""
+    """Sizes and ratios of windows, and for each of n boxes the best IoU (n,) with a window."""
 
     sizes: list[float]
     ratios: list[float]
@@ -53,28 +53,31 @@ class Fit(NamedTuple):
     best_iou: Tensor
 
     def recall(self, iou: float) -> float:
-        """The share of boxes that a window overlaps by ``iou`` or more."""
+        """The fraction of boxes that a window overlaps with an IoU of at least ``iou``."""
         return float((self.best_iou >= iou).float().mean())
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = CommandParser(
+        __doc__,
+        "--config Digits-Detection/hypernet_R_18 --dataset digits_train --output windows.png",
     )
     add = parser.add_argument
-    add("--config-file", required=True, help="config of the model")
+    add_config_arguments(parser)
     add("--dataset", help="name of the data set (default: the first of DATASETS.TRAIN)")
     add("--output", type=Path, help="plot to write, .png or .pdf")
     add(
         "--max-windows",
         type=int,
-        help="most windows in an image of the usual size (default: as many as the config has now)",
+        help="maximum of windows in an image of the most frequent size (default: as many as the "
+        "config has)",
     )
     add(
         "--num-boxes",
         type=int,
         default=1000,
-        help="boxes drawn at random to choose by; the result is for all (default: 1000)",
+        help="random boxes on which candidates are compared; the figures printed are of all boxes "
+        "(default: 1000)",
     )
     add_data_argument(parser)
     add("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ..., as in train_net.py")
@@ -87,10 +90,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def load_boxes(cfg: CfgNode, name: str) -> list[tuple[tuple[int, int], Tensor]]:
-    """Per image its (height, width) and boxes (n, 4) as the network sees them, in pixels.
+    """For each image (height, width) and boxes (n, 4) in pixels of the network's input.
 
     Raises:
-        ValueError: no set has the name, or it holds no box with an area.
+        KeyError: no data set has the name.
+        ValueError: it has no box with an area.
     """
     check_registered(name, "--dataset")
     images = []
@@ -108,12 +112,12 @@ def load_boxes(cfg: CfgNode, name: str) -> list[tuple[tuple[int, int], Tensor]]:
         resized = Boxes(torch.tensor(boxes).reshape(-1, 4) * scale)
         images.append((new, resized[resized.nonempty()].tensor))
     if not sum(len(boxes) for _, boxes in images):
-        raise ValueError(f"data set {name!r} has no box with an area to choose windows by")
+        raise ValueError(f"data set {name!r} has no box with an area")
     return images
 
 
 def sample(images: list, count: int) -> list[tuple[tuple[int, int], Tensor]]:
-    """At most ``count`` boxes, drawn with a fixed seed, with the images that hold them."""
+    """At most ``count`` boxes, drawn at random with a fixed seed, with their images."""
     owners = torch.cat([torch.full((len(b),), i) for i, (_, b) in enumerate(images)])
     picked = torch.randperm(len(owners), generator=torch.Generator().manual_seed(0))[:count]
     kept = torch.zeros(len(owners), dtype=torch.bool)
@@ -130,9 +134,9 @@ def by_image_size(images: list) -> dict[tuple[int, int], Tensor]:
 
 
 def fit(cfg: CfgNode, images: list, sizes: list[float], ratios: list[float]) -> Fit:
-    """How well the windows of these sizes and ratios fit the boxes.
+    """The fit of the windows of these sizes and ratios to the boxes.
 
-    The number of windows is that in an image of the commonest size.
+    The number of windows is that of an image of the most frequent size.
     """
     keys, stride = cfg.MODEL.HYPERNET.PROPOSALS, cfg.MODEL.HYPERNET.FEATURE.STRIDE
     grid = WindowGrid.from_sizes(sizes, ratios, stride, keys.STEP, keys.MIN_STRIDE)
@@ -140,7 +144,7 @@ def fit(cfg: CfgNode, images: list, sizes: list[float], ratios: list[float]) -> 
     best = []
     for size, boxes in groups.items():
         windows = windows_of(grid, size)
-        # In parts: all boxes of COCO with all windows would be too much to hold.
+        # In parts: the IoU of all boxes of COCO with all windows would not fit into memory.
         best += [pairwise_iou(Boxes(part), windows).amax(1) for part in boxes.split(200)]
     usual = max(groups, key=lambda size: len(groups[size]))
     return Fit(sizes, ratios, len(windows_of(grid, usual)), torch.cat(best))
@@ -152,7 +156,10 @@ def windows_of(grid: WindowGrid, image_size: tuple[int, int]) -> Boxes:
 
 
 def spread(values: Tensor, count: int, limits: tuple[float, float]) -> list[float]:
-    """``count`` values, evenly on a logarithmic scale between two quantiles; one is the median."""
+    """``count`` values, evenly spaced on a logarithmic scale between two quantiles.
+
+    A single value is the median.
+    """
     if count == 1:
         return [float(values.median())]
     low, high = np.quantile(values.numpy(), limits)
@@ -160,7 +167,7 @@ def spread(values: Tensor, count: int, limits: tuple[float, float]) -> list[floa
 
 
 def candidates(boxes: Tensor) -> list[tuple[list[float], list[float]]]:
-    """Distinct pairs of sizes (whole pixels) and ratios (hundredths)."""
+    """Distinct pairs of sizes (integers, in pixels) and ratios (two decimals)."""
     w, h = (boxes[:, 2:] - boxes[:, :2]).T
     sizes, ratios = (w * h).sqrt(), h / w
     found = {}
@@ -174,15 +181,19 @@ def candidates(boxes: Tensor) -> list[tuple[list[float], list[float]]]:
 
 
 def suggest(cfg: CfgNode, images: list, num_boxes: int, max_windows: int) -> Fit:
-    """The best of the candidates; all of them exceed ``max_windows`` only for a ValueError."""
+    """The best candidate with at most ``max_windows`` windows.
+
+    Raises:
+        ValueError: no candidate has so few.
+    """
     few = sample(images, num_boxes)
     pairs = candidates(torch.cat([boxes for _, boxes in images]))
     fits = [fit(cfg, few, *pair) for pair in tqdm(pairs, desc="candidates")]
     affordable = [f for f in fits if f.num_windows <= max_windows]
     if not affordable:
         raise ValueError(
-            f"--max-windows {max_windows}: the least that was tried has "
-            f"{min(f.num_windows for f in fits)} windows; raise it, or STEP and MIN_STRIDE"
+            f"--max-windows {max_windows}: the smallest candidate has "
+            f"{min(f.num_windows for f in fits)} windows; increase it, or STEP and MIN_STRIDE"
         )
     best = max(affordable, key=lambda f: float(f.best_iou.mean()))
     return fit(cfg, images, best.sizes, best.ratios)
@@ -202,7 +213,7 @@ def plot(now: Fit, suggested: Fit, boxes: Tensor, title: str) -> plt.Figure:
         axis.set_major_locator(FixedLocator(ticks))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_locator(NullLocator())
-    left.margins(y=0.25)  # room for the legend
+    left.margins(y=0.25)  # for the legend
     left.legend(loc="upper left")
     ious = np.linspace(0.3, 1, 141)
     for choice, color, name in ((now, NOW, "now"), (suggested, SUGGESTED, "suggested")):
@@ -210,7 +221,7 @@ def plot(now: Fit, suggested: Fit, boxes: Tensor, title: str) -> plt.Figure:
         right.plot(ious, [choice.recall(iou) for iou in ious], color=color, label=label)
     for iou in IOUS:
         right.axvline(iou, color=INK, lw=0.6, ls=":")
-    right.set(xlabel="IoU", ylabel="share of the boxes that a window reaches", ylim=(0, 1.02))
+    right.set(xlabel="IoU", ylabel="fraction of the boxes with such a window", ylim=(0, 1.02))
     right.legend()
     figure.suptitle(title)
     return figure
@@ -251,15 +262,14 @@ def main(argv: list[str] | None = None) -> None:
     low, middle, high = np.quantile(sides.numpy(), (0.01, 0.5, 0.99))
     print(
         f"\n{name}: {len(boxes)} boxes in {len(images)} images, resized to a short side of "
-        f"{cfg.INPUT.MIN_SIZE_TEST} (at most {cfg.INPUT.MAX_SIZE_TEST} long).\n"
+        f"{cfg.INPUT.MIN_SIZE_TEST} (long side at most {cfg.INPUT.MAX_SIZE_TEST}).\n"
         f"Sizes: median {middle:.0f} pixels, 98% between {low:.0f} and {high:.0f}.\n"
-        f"Of {len(NUM_SIZES) * len(NUM_RATIOS)} choices spread over these sizes and over the "
-        "boxes' aspect ratios,\nthe one whose windows overlap the boxes best with no more windows "
-        f"than {args.max_windows or now.num_windows}:\n"
+        f"The best of {len(NUM_SIZES) * len(NUM_RATIOS)} combinations of sizes and aspect ratios "
+        f"with at most {args.max_windows or now.num_windows} windows:\n"
     )
     print(report(now, suggested))
     print(
-        "\nRecall is what the windows alone can reach; the network then moves them.\n\n"
+        "\nRecall is that of the windows, before the network regresses their boxes.\n\n"
         "MODEL:\n  HYPERNET:\n    PROPOSALS:\n"
         f"      SIZES: {suggested.sizes}\n      ASPECT_RATIOS: {suggested.ratios}"
     )

@@ -241,7 +241,7 @@ def test_what_has_no_place_is_left_out_and_named(tool, capsys, tmp_path):
     [
         (
             lambda s: s.pop("features.3.bias"),
-            r"mine\.pth is no alexnet.*missing: features\.3\.bias",
+            r"mine\.pth is not the alexnet.*missing: features\.3\.bias",
         ),
         (lambda s: s.update(extra=torch.zeros(1)), "not expected: extra"),
         (

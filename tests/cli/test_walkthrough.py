@@ -76,7 +76,7 @@ def seen(walkthrough, words):
 
 def test_pictures_of_every_stage_and_a_page_that_shows_them(walkthrough, words, tmp_path, capsys):
     args = [*words, "--output", str(tmp_path / "out"), "--threshold", "0"]
-    assert walkthrough["main"](args) == 0
+    walkthrough["main"](args)
     index = tmp_path / "out" / "index.md"
     assert capsys.readouterr().out.splitlines()[-1] == str(index)
     text = index.read_text()
@@ -92,7 +92,7 @@ def test_pictures_of_every_stage_and_a_page_that_shows_them(walkthrough, words, 
 def test_the_trace_has_what_the_model_computed(seen):
     predictor, image, record, trace = seen
     assert record["annotations"][0]["category_id"] == 1
-    assert trace.image.shape == (48, 68, 3) and trace.padded == (48, 80)
+    assert trace.image.shape == (48, 68, 3) and trace.padded_size == (48, 80)
     assert trace.hyper.shape == (18, 12, 17) and trace.map_size == (12, 20)
     assert {n: tuple(x.shape[2:]) for n, x in trace.maps.items()} == {
         "res2": (12, 17), "res3": (6, 9), "res4": (3, 5)
@@ -103,11 +103,13 @@ def test_the_trace_has_what_the_model_computed(seen):
     assert trace.probabilities.sum(dim=1).numpy() == pytest.approx(1)
 
 
-def test_a_windows_objectness_is_shown_at_its_centre(walkthrough, seen):
+def test_a_windows_objectness_is_shown_at_its_center(seen):
+    from hypernet_d2.cli.walkthrough import stages
+
     predictor, _, _, trace = seen
     grid = predictor.model.proposal_generator.scorer.grid
     boxes = grid.boxes(trace.map_size)
-    sizes = walkthrough["shapes_by_size"](predictor.cfg, grid)
+    sizes = stages.shapes_by_size(predictor.cfg, grid)
     assert sorted(i for indices in sizes.values() for i in indices) == list(range(grid.num_shapes))
     counts = [ny * nx for ny, nx in grid.counts(trace.map_size)]
     size, indices = next(iter(sizes.items()))
@@ -115,7 +117,7 @@ def test_a_windows_objectness_is_shown_at_its_centre(walkthrough, seen):
     window = first + counts[indices[-1]] // 2
     objectness = torch.zeros(len(boxes))
     objectness[window] = 0.7
-    heat = walkthrough["objectness_maps"](predictor, trace._replace(objectness=objectness))[size]
+    heat = stages.objectness_maps(predictor, trace._replace(objectness=objectness))[size]
     x, y = ((boxes[window, :2] + boxes[window, 2:]) / 2 / grid.feature_stride).tolist()
     rows, columns = np.nonzero(heat == np.float32(0.7))
     assert abs(rows + 0.5 - y).max() <= 0.5 * max(s[0] for s in grid.strides) + 0.5
@@ -131,8 +133,8 @@ def test_an_image_of_no_set_has_no_ground_truth(walkthrough, words, seen, tmp_pa
     assert walkthrough["find_image"](of_set, predictor.cfg)[1] == record
     alone = argparse.Namespace(image=tmp_path / "y.png")
     assert walkthrough["find_image"](alone, predictor.cfg) == (tmp_path / "y.png", None)
-    assert list(walkthrough["draw_found"](predictor, image, None)) != []
-    assert len(walkthrough["draw_found"](predictor, image, record)) == 2
+    assert list(walkthrough["draw_results"](predictor, image, None)) != []
+    assert len(walkthrough["draw_results"](predictor, image, record)) == 2
 
 
 def test_what_is_missing_is_named(walkthrough, words, tmp_path, capsys, monkeypatch):
