@@ -14,7 +14,6 @@ it goes before pooling), K cells that a window may touch along an axis.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from .window_steps import WindowAxis, kernel_dtype, rows_at_a_time, window_axes
+from .window_steps import WindowAxis, kernel_dtype, rows_per_chunk, window_axes
 from .windows import WindowGrid
 
 __all__ = ["AlignedWindows", "align_weights", "with_taps"]
@@ -119,7 +118,6 @@ class AlignedWindows:
     # A window's features are (P, O, P), rows first; windows come column by column.
     feature_order = ("y", "channel", "x")
     by_column = True
-    equal_bins: ClassVar[dict] = {}  # all of them differ
 
     def __init__(
         self,
@@ -196,7 +194,7 @@ def _windows(cells: Tensor, rows: _Axis, columns: _Axis, values: int) -> Iterato
     bins = rows.weights.shape[1]
     slabs = rows.windows(cells.flatten(2).flatten(0, 1), 0)  # (n or more, O * W' * t, K * t)
     row_values = bins * channels * width * taps + columns.count * (bins**2 * channels + values)
-    step = rows_at_a_time(cells.device, row_values)
+    step = rows_per_chunk(cells.device, row_values)
     for first in range(0, rows.count, step):
         some = slice(first, min(first + step, rows.count))
         strip = torch.bmm(rows.weights[some], slabs[some].transpose(1, 2))

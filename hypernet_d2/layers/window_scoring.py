@@ -1,13 +1,9 @@
 """Objectness and box offsets of every window of a regular grid (HyperNet, sections 3.2 and 3.5).
 
-`WindowScorer.forward_boxes` is the definition: pool each box, convolve, classify. `forward` is the
-same function of all windows of the grid, without pooling each of them:
-
-1. The convolution's nine 1x1 products commute with picking (or interpolating) cells, so that each
-   map is projected once, from C channels to the O * 9 of the taps.
-2. Which cells a window's bins read depends on its shape and start alone, and separates into rows
-   and columns: `window_max_pool` picks and adds them, `window_align` weighs them by matrices.
-3. The fully connected layers follow at once, a few rows of windows at a time, in cache.
+`WindowScorer.forward_boxes` is the definition: pool each box, convolve, classify. `forward`
+computes the same function for all windows of the grid, without pooling each of them.
+`window_max_pool` and `window_align` compute the convolved features of a few rows of windows at a
+time, and the fully connected layers follow at once, so that the features stay in cache.
 
 Legend: N images, C channels, (H, W) map, R windows, P bins along an axis, O channels of the
 convolution, t taps along an axis (3, or 1 where the convolution goes before pooling), (ny, nx)
@@ -26,8 +22,8 @@ from torchvision.ops import roi_align, roi_pool
 
 from .window_align import AlignedWindows
 from .window_max_pool import MaxPooledWindows
-from .window_steps import few_steps
-from .windows import WindowGrid, remember, whole_size
+from .window_steps import use_large_chunks
+from .windows import WindowGrid, get_or_build, int_size
 
 __all__ = ["WindowScorer"]
 
@@ -36,11 +32,11 @@ Reader = MaxPooledWindows | AlignedWindows
 
 
 class _Weights(NamedTuple):
-    """The parameters as the dense path multiplies by them."""
+    """The parameters in the form in which `forward` multiplies by them."""
 
-    taps: Tensor | None  # as the reader takes them
-    least: Tensor | None  # (P * P * O,) lower bounds of the features, where a ReLU follows
-    fc: list[Tensor]  # of each shape (features, hidden), in the order in which features arise
+    taps: Tensor | None  # the projection of the reader; None where the convolution goes first
+    lower_bound: Tensor | None  # (P * P * O,), of the features; None without ReLU after them
+    fc: Tensor  # (P * P * O, hidden), the features in the reader's order
     fc_bias: Tensor
     predictor: Tensor  # (hidden, 5), objectness and deltas
     predictor_bias: Tensor
@@ -135,21 +131,21 @@ class WindowScorer(nn.Module):
 
     def _pool(self, x: Tensor, boxes: list[Tensor]) -> Tensor:
         """Returns the pooled boxes, (sum of Ri, channels of x, P, P)."""
-        # Half precision has too few digits for the edges of bins, and torchvision not all kernels.
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        boxes = [b.to(wide.dtype) for b in boxes]
+        # Half precision is too coarse for the edges of bins, and not all kernels support it.
+        full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        boxes = [b.to(full.dtype) for b in boxes]
         size, scale = self.pooler_resolution, 1 / self.grid.feature_stride
         if self.pooler_type == "ROIPool":
-            return roi_pool(wide, boxes, size, scale).to(x.dtype)
-        return roi_align(wide, boxes, size, scale, self.sampling_ratio, aligned=True).to(x.dtype)
+            return roi_pool(full, boxes, size, scale).to(x.dtype)
+        return roi_align(full, boxes, size, scale, self.sampling_ratio, aligned=True).to(x.dtype)
 
     def _convolve_and_pool(self, x: Tensor, boxes: list[Tensor]) -> Tensor:
         """Returns conv(pool(x)), (sum of Ri, O, P, P), for a linear pooler.
 
-        Pools the convolution's 9 * O products instead of C channels, then adds their nine shifted
-        copies, with zeros around the P x P bins as the padded convolution has.
+        Projects the map to 9 * O channels, one group for each tap, and pools these instead of C
+        channels. Then adds up the nine taps, shifted, with zero padding around the P x P bins.
         """
-        # fold moves a tap's values against the direction in which a convolution reads them.
+        # The weight is flipped because fold shifts in the opposite direction of a convolution.
         taps = self.conv.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2)[:, :, None, None]
         pooled = self._pool(F.conv2d(x, taps), boxes).flatten(2)
         size = (self.pooler_resolution, self.pooler_resolution)
@@ -157,9 +153,9 @@ class WindowScorer(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores all windows of the grid; for inference, as it records no gradient.
+        """Scores all windows of the grid, without gradient.
 
-        A traced or exported scorer holds for the size of map and batch that it was traced with.
+        A traced or exported scorer works for the map size and the batch size of its example input.
         `torch.export` with strict=True needs a call with a map of that size before it.
 
         Args:
@@ -171,24 +167,24 @@ class WindowScorer(nn.Module):
         if not torch.jit.is_tracing():
             return self._forward(x)
         with warnings.catch_warnings():
-            # That sizes become constants is meant; the trace refuses maps of another size.
+            # Sizes become constants on purpose; the traced scorer refuses maps of another size.
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             return self._forward(x)
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        map_size = whole_size(x.shape[2:])
+        map_size = int_size(x.shape[2:])
         with torch.autocast(device, enabled=False):
             reader = self._reader(map_size, x.device, dtype)
             weights = self._weights(reader, dtype)
-            # expand is what makes a traced graph refuse another size.
+            # expand makes a traced graph refuse another map size.
             x = x.to(dtype).expand(-1, -1, *map_size)
             if self.conv_before_pooling:
                 bias = self.conv.bias.to(dtype)
                 x = self._activate(F.conv2d(x, self.conv.weight.to(dtype), bias, padding=1))
-            # Of many small operations, bookkeeping for gradients is a part that is felt.
-            with nullcontext() if few_steps(x.device) else torch.inference_mode():
+            # Inference mode makes many small operations faster.
+            with nullcontext() if use_large_chunks(x.device) else torch.inference_mode():
                 scores = [self._score_image(image, reader, weights) for image in x]
             scores = torch.stack(scores)
         return scores[:, :, 0], scores[:, :, 1:]
@@ -196,7 +192,7 @@ class WindowScorer(nn.Module):
     def _reader(
         self, map_size: tuple[int, int], device: torch.device, dtype: torch.dtype
     ) -> Reader:
-        # A compiler would trace NumPy, slowly and in vain.
+        # The reader is a constant of the graph. Tracing its NumPy code takes long.
         @torch.compiler.disable
         def build() -> Reader:
             taps = 1 if self.conv_before_pooling else 3
@@ -205,48 +201,39 @@ class WindowScorer(nn.Module):
                 return MaxPooledWindows(*sizes, device, dtype)
             return AlignedWindows(*sizes, self.sampling_ratio, device, dtype)
 
-        return remember(self._readers, (map_size, device, dtype), build)
+        return get_or_build(self._readers, (map_size, device, dtype), build)
 
     def _weights(self, reader: Reader, dtype: torch.dtype) -> _Weights:
         bins, channels = self.pooler_resolution, self.conv.out_channels
         order = [("channel", "y", "x").index(dim) for dim in reader.feature_order]
         fc = self.fc.weight.view(-1, channels, bins, bins).permute(*(1 + i for i in order), 0)
-        fc, fc_bias, taps, least = fc.flatten(0, 2), self.fc.bias, None, None
+        fc, fc_bias, taps, lower_bound = fc.flatten(0, 2), self.fc.bias, None, None
         if not self.conv_before_pooling:
             taps = reader.taps(self.conv.weight).to(dtype)
             conv_bias = self.conv.bias[:, None, None].expand(-1, bins, bins)
             conv_bias = conv_bias.permute(order).flatten()
-            # ReLU(x + b) = max(x, -b) + b, of which the last term goes to the next layer's bias.
+            # ReLU(x + b) = max(x, -b) + b, and the fc layer's bias takes the last term.
             fc_bias = fc_bias + conv_bias @ fc
             if self.conv_relu:
-                least = -conv_bias.to(dtype)
-        fc = fc.to(dtype).contiguous()
+                lower_bound = -conv_bias.to(dtype)
         siblings = (self.objectness, self.deltas)
         return _Weights(
             taps=taps,
-            least=least,
-            fc=[self._added_up(fc, reader.equal_bins.get(i)) for i in range(self.grid.num_shapes)],
+            lower_bound=lower_bound,
+            fc=fc.to(dtype).contiguous(),
             fc_bias=fc_bias.to(dtype),
             predictor=torch.cat([layer.weight for layer in siblings]).to(dtype).t(),
             predictor_bias=torch.cat([layer.bias for layer in siblings]).to(dtype),
         )
 
-    def _added_up(self, fc: Tensor, equal_bins: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Adds up the weights of features that are the same."""
-        if equal_bins is None:
-            return fc
-        y, x = equal_bins
-        fc = (y @ fc.view(self.pooler_resolution, -1)).view(len(y), self.pooler_resolution, -1)
-        return (x @ fc).view(-1, self.fc.out_features)
-
     def _score_image(self, image: Tensor, reader: Reader, weights: _Weights) -> Tensor:
         """(C, H, W) -> (R, 5), objectness and deltas."""
-        scores: list[list[Tensor]] = [[] for _ in weights.fc]
-        for index, features in reader.read(image, weights.taps, self.fc.out_features):
+        scores: list[list[Tensor]] = [[] for _ in range(self.grid.num_shapes)]
+        for shape, features in reader.read(image, weights.taps, self.fc.out_features):
             size, features = features.shape[:2], features.flatten(0, 1)
-            if weights.least is not None:
-                features.clamp_min_(weights.least[: features.shape[1]])
-            hidden = torch.addmm(weights.fc_bias, features, weights.fc[index]).relu_()
+            if weights.lower_bound is not None:
+                features.clamp_min_(weights.lower_bound)
+            hidden = torch.addmm(weights.fc_bias, features, weights.fc).relu_()
             score = torch.addmm(weights.predictor_bias, hidden, weights.predictor).view(*size, 5)
-            scores[index].append(score.transpose(0, 1) if reader.by_column else score)
-        return torch.cat([rows.flatten(0, 1) for of_shape in scores for rows in of_shape])
+            scores[shape].append(score.transpose(0, 1) if reader.by_column else score)
+        return torch.cat([rows.flatten(0, 1) for chunks in scores for rows in chunks])

@@ -13,11 +13,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["WindowGrid", "remember", "whole_size"]
+__all__ = ["WindowGrid", "get_or_build", "int_size"]
 
 T = TypeVar("T")
 
-# Map sizes for which boxes and plans are kept: up to 5 MB for each.
+# Map sizes for which boxes and readers are kept, at up to 5 MB each.
 _CACHE_SIZE = 32
 
 
@@ -30,7 +30,7 @@ class WindowGrid:
 
     Along an axis the positions are k * stride, k = 0, 1, ...; the window at 0 always exists, so
     that an image smaller than the smallest window still has windows, and each other one exists when
-    its centre lies in the map. Windows therefore overhang the right and the bottom border by up to
+    its center lies in the map. Windows therefore overhang the right and the bottom border by up to
     half their side.
 
     Windows are ordered by shape, then by row, then by column.
@@ -46,14 +46,14 @@ class WindowGrid:
         Args:
             shapes: (h, w) in cells, at least one.
             strides: (stride in y, stride in x) in cells, one for each shape.
-            feature_stride: pixels a cell.
+            feature_stride: pixels per cell.
 
         Raises:
-            ValueError: no shape, another number of strides than of shapes, or a value that is no
-                whole number >= 1.
+            ValueError: no shape, another number of strides than of shapes, or a value that is not
+                a whole number >= 1.
         """
-        self.shapes = _whole_pairs("shapes", shapes)
-        self.strides = _whole_pairs("strides", strides)
+        self.shapes = _int_pairs("shapes", shapes)
+        self.strides = _int_pairs("strides", strides)
         if not self.shapes:
             raise ValueError("shapes: expected at least one (h, w), got none")
         if len(self.shapes) != len(self.strides):
@@ -75,17 +75,17 @@ class WindowGrid:
         step: float = 1 / 3,
         min_stride: float = 0.0,
     ) -> "WindowGrid":
-        """Builds the grid from sizes and aspect ratios as anchors are described.
+        """Builds the grid from sizes and aspect ratios, as anchors are described.
 
         Args:
             sizes: square roots of the windows' areas, in pixels.
             aspect_ratios: height / width.
-            feature_stride: pixels a cell.
-            step: stride as a fraction of the window's side, for each axis.
+            feature_stride: pixels per cell.
+            step: stride as a fraction of the window's side, along each axis.
             min_stride: lower bound of the strides, in pixels.
 
-        Sides are rounded to whole cells, at least one, and strides likewise; shapes that become
-        equal are merged.
+        Sides and strides are rounded to whole cells, at least one. Shapes that become equal are
+        merged.
 
         Raises:
             ValueError: an empty list, or a value that is not positive (min_stride: not negative).
@@ -105,12 +105,12 @@ class WindowGrid:
             for size in sizes
             for ratio in aspect_ratios
         )
-        least = math.ceil(min_stride / feature_stride)
+        lower_bound = math.ceil(min_stride / feature_stride)
 
         def stride(side: int) -> int:
-            return max(1, least, math.floor(step * side + 0.5))
+            return max(1, lower_bound, math.floor(step * side + 0.5))
 
-        # A box as long as n cells touches n + 1 of them as RoI pooling counts.
+        # RoI pooling counts both ends: a box as long as n cells covers n + 1 of them.
         return cls(
             [(h + 1, w + 1) for h, w in sides],
             [(stride(h), stride(w)) for h, w in sides],
@@ -138,7 +138,7 @@ class WindowGrid:
             # k * stride + (extent - 1) / 2 < length, in whole numbers.
             return max(1, -(-(2 * length - extent + 1) // (2 * stride)))
 
-        height, width = whole_size(map_size)
+        height, width = int_size(map_size)
         return [
             (count(h, stride_y, height), count(w, stride_x, width))
             for (h, w), (stride_y, stride_x) in zip(self.shapes, self.strides, strict=True)
@@ -157,8 +157,8 @@ class WindowGrid:
             map_size: (H, W) in cells.
         """
         device = torch.device("cpu" if device is None else device)
-        size = whole_size(map_size)
-        return remember(self._boxes, (size, device), lambda: self._build_boxes(size, device))
+        size = int_size(map_size)
+        return get_or_build(self._boxes, (size, device), lambda: self._build_boxes(size, device))
 
     def _build_boxes(self, map_size: tuple[int, int], device: torch.device) -> Tensor:
         boxes = []
@@ -176,22 +176,23 @@ class WindowGrid:
         image_size: tuple[int, int],
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Tells which windows belong to an image that fills the top left part of a padded batch.
+        """Tells which windows belong to an image in the top left part of a padded tensor.
 
         Args:
             map_size: (H, W) of the padded map, in cells.
             image_size: (height, width) of the image before padding, in pixels.
 
         Returns:
-            (R,) bool: along each axis the window starts at 0 or its centre lies in the image.
+            (R,) bool, true where the window, along each axis, starts at 0 or has its center in the
+            image.
         """
         x1, y1, x2, y2 = self.boxes(map_size, device).unbind(dim=1)
         height, width = image_size
         return ((y1 == 0) | (y1 + y2 < 2 * height)) & ((x1 == 0) | (x1 + x2 < 2 * width))
 
 
-def whole_size(map_size: Sequence[int]) -> tuple[int, int]:
-    """Returns (H, W) as plain numbers, also while tracing: a trace is for one size of map."""
+def int_size(map_size: Sequence[int]) -> tuple[int, int]:
+    """Returns (H, W) as Python integers, also while tracing: a trace is for one map size."""
     height, width = map_size
     if torch.jit.is_tracing():
         with warnings.catch_warnings():
@@ -200,13 +201,13 @@ def whole_size(map_size: Sequence[int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def remember(cache: OrderedDict, key: Hashable, build: Callable[[], T]) -> T:
-    """Returns cache[key], built if it is missing; what was not used for longest is dropped."""
-    # Tensors that are made while a graph is captured may be fakes, and must not outlive that.
+def get_or_build(cache: OrderedDict, key: Hashable, build: Callable[[], T]) -> T:
+    """Returns cache[key], built if missing; the least recently used entry of a full cache goes."""
+    # While a graph is captured, tensors may be fake, and must not stay in the cache afterwards.
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return cache[key] if key in cache else build()
     if key not in cache:
-        # A tensor born in inference mode could never take part in a graph that needs gradients.
+        # An inference tensor could never take part in a graph that needs gradients.
         with torch.inference_mode(False):
             cache[key] = build()
         if len(cache) > _CACHE_SIZE:
@@ -215,7 +216,7 @@ def remember(cache: OrderedDict, key: Hashable, build: Callable[[], T]) -> T:
     return cache[key]
 
 
-def _whole_pairs(name: str, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def _int_pairs(name: str, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     for pair in pairs:
         if len(pair) != 2 or any(value != int(value) or value < 1 for value in pair):
             raise ValueError(f"{name}: expected pairs of whole numbers of cells >= 1, got {pair}")

@@ -1,9 +1,5 @@
 """The dense path against the plain one, which pools each box with torchvision."""
 
-import math
-from unittest import mock
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,15 +8,8 @@ from hypothesis import strategies as st
 from torchvision.ops import roi_align, roi_pool
 
 from hypernet_d2.layers import window_align, window_max_pool
-from hypernet_d2.layers.window_max_pool import (
-    Bins,
-    gather_bins,
-    max_pool_bins,
-    pick_bins,
-    sliding_max,
-)
+from hypernet_d2.layers.window_max_pool import max_pool_bins, sliding_max
 from hypernet_d2.layers.window_scoring import WindowScorer
-from hypernet_d2.layers.window_steps import WindowAxis
 from hypernet_d2.layers.windows import WindowGrid
 from tests.helpers import captures
 
@@ -93,16 +82,15 @@ strides = st.tuples(st.integers(1, 7), st.integers(1, 7))
     map_size=st.tuples(st.integers(1, 18), st.integers(1, 18)),
     bins=st.sampled_from([1, 2, 3, 7, 13]),
     images=st.integers(1, 2),
-    band=st.sampled_from([1, 4, 24]),
     seed=st.integers(0, 9),
 )
 def test_dense_equals_per_box(
-    variant, shapes_and_strides, feature_stride, map_size, bins, images, band, seed
+    variant, shapes_and_strides, feature_stride, map_size, bins, images, seed
 ):
     grid = WindowGrid(*zip(*shapes_and_strides, strict=True), feature_stride)
     scorer = make_scorer(grid, 2, seed, pooler_resolution=bins, **VARIANTS[variant]).double()
     x = torch.randn(images, 2, *map_size, dtype=torch.float64)
-    with torch.no_grad(), mock.patch.object(window_max_pool, "_BAND", band):
+    with torch.no_grad():
         assert_close(scorer(x), per_box(scorer, x), 1e-9)
 
 
@@ -126,22 +114,8 @@ def test_small_steps_and_large_ones_give_the_same(variant, monkeypatch):
     x = torch.randn(1, 3, 24, 30)
     whole = scorer(x)
     for module in (window_align, window_max_pool):
-        monkeypatch.setattr(module, "rows_at_a_time", lambda device, values: 1)
+        monkeypatch.setattr(module, "rows_per_chunk", lambda device, values: 1)
     assert_close(scorer(x), whole, 1e-6)
-
-
-def test_both_ways_of_reading_max_pooled_bins_are_taken_and_agree():
-    """Many windows read shared maps, few have their bins laid side by side."""
-    grid = WindowGrid([(6, 7), (6, 8), (6, 7)], [(1, 1), (1, 1), (19, 19)], 4)
-    scorer = make_scorer(grid)
-    x = torch.randn(1, 3, 40, 40)
-    reader = scorer._reader((40, 40), x.device, x.dtype)
-    assert [shape.index for shape in reader._bands[False].shapes] == [0, 1]
-    assert [shape.index for shape, _, _ in reader._apart] == [2]
-    logits, _ = scorer(x)
-    (ny, nx), others, few = grid.counts((40, 40))
-    many = logits[0, : ny * nx].view(ny, nx)[::19, ::19]
-    assert_close([logits[0, ny * nx + math.prod(others) :].view(few)], [many])
 
 
 @variants
@@ -317,42 +291,6 @@ def test_sliding_max(extent):
     for reach in range(1, extent + 1):
         so_far = x.unfold(1, reach, 1).amax(-1)
         assert torch.equal(sliding_max(so_far, extent, 1, reach), expected)
-
-
-@pytest.mark.parametrize("dim", [0, 1])
-@pytest.mark.parametrize("extent", [3, 5, 13, 24, 33, 65, 92])
-def test_both_maxima_over_bins_are_those_of_the_cells(extent, dim):
-    bins = Bins(WindowAxis(extent, 7, 9, 60), 13, "float32")
-    assert bins.exists.any() and (extent < 5 or not bins.exists.all())
-    covered = np.tile(bins.covered, 9)
-    on_map = {(c, k) for c, k in zip(bins.cells.flat, covered, strict=True) if c < 60}
-    assert bins.size == len(on_map)
-    x = torch.randn(60, 60, 2)
-    expected = torch.zeros(bins.size, 60, 2)
-    for cell, cells, line in zip(bins.cells.flat, covered, bins.lines.flat, strict=True):
-        if cell < 60:
-            expected[line] = x.movedim(dim, 0)[cell : cell + cells].amax(0)
-    overhang = (0, 0, 0, 9, 0, 9)
-    so_far = sliding_max(F.pad(x, overhang, value=-torch.inf), bins.reach, dim)
-    so_far = so_far.narrow(1 - dim, 0, 60)
-    some = slice(bins.size // 3, bins.size - 2)
-    for maxima in (pick_bins, gather_bins):
-        assert torch.equal(maxima(so_far, bins, dim).movedim(dim, 0), expected)
-        assert torch.equal(maxima(so_far, bins, dim, some).movedim(dim, 0), expected[some])
-
-
-def test_bins_that_read_the_same_cells_are_computed_once():
-    """Of 13 bins over two cells seven differ, with those beside them; over twelve all do."""
-    scorer = make_scorer(WindowGrid([(2, 12)], [(1, 2)], 4), pooler_resolution=13)
-    x = torch.randn(1, 3, 20, 40)
-    reader = scorer._reader((20, 40), x.device, x.dtype)
-    with torch.no_grad():
-        sizes = {
-            features.shape[-1]
-            for _, features in reader.read(x[0], reader.taps(scorer.conv.weight), 1)
-        }
-        assert sizes == {7 * 13 * 4}
-        assert_close(scorer(x), per_box(scorer, x))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from hypernet_d2.layers import WindowGrid, WindowScorer
-from hypernet_d2.layers.window_steps import few_steps
+from hypernet_d2.layers.window_steps import use_large_chunks
 
 __all__ = ["HyperNetProposals"]
 
@@ -274,7 +274,7 @@ class HyperNetProposals(nn.Module):
         # Its time on a CPU grows with n^2, so inference on a CPU starts with a small n. Training
         # looks at all boxes, to find values that are not finite.
         num_boxes = NUM_FIRST_BOXES * post_nms_topk
-        if self.training or few_steps(boxes.device):
+        if self.training or use_large_chunks(boxes.device):
             num_boxes = pre_nms_topk
         while True:
             (proposal,) = find_top_rpn_proposals(
