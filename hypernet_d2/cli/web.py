@@ -1,8 +1,8 @@
-"""A page in the browser: drop a picture, and see how one or two exported models come to detect.
+"""A web page that shows how one or two exported models detect in a picture.
 
-Shown are the windows of the grid that score best, the proposals that they become, the detections
-and the channels of the hyper feature. FILE is one of tools/export_model.py; by default it is the
-digits model that ships with the project. The page loads nothing from elsewhere.
+It shows the windows with the best scores, the proposals that are made from them, the detections and
+the channels of the hyper feature. FILE is written by tools/export_model.py; the default is the
+digits model that ships with the project. The page loads nothing from other addresses.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hypernet_d2.deploy import DIGITS_MODEL, Detector, Stages, draw_detections
+from hypernet_d2.deploy import DIGITS_MODEL, Detector, Stages, draw_detections, read_image
 
 from .arguments import CommandParser
 
-# Names of the tabs, and what is under them.
+# Names of the tabs, and the caption of each.
 VIEWS = {
-    "Detections": "What is left after the detector has looked at the proposals.",
-    "Proposals": "The boxes that the detector looks at, before it corrects them.",
-    "Windows": "The windows of the regular grid that became these proposals, in the same colours.",
-    "Hyper feature": "Every channel of the map on which all of this is computed, each from 0 "
-    "(black) to its own maximum.",
+    "Detections": "The detector's result: classified and refined proposals.",
+    "Proposals": "The boxes that the detector classifies, before it refines them.",
+    "Windows": "The windows of the regular grid that the proposals come from, in the same colors.",
+    "Hyper feature": "Every channel of the feature map that all steps read, each from 0 (black) to "
+    "its own maximum.",
 }
 NO_PICTURE = "Drop a picture on the left."
 SHOWN_WIDTH = 720  # pixels; smaller pictures are enlarged before they are drawn on
@@ -72,7 +72,7 @@ def draw_views(image: np.ndarray, stages: Stages, classes: tuple[str, ...]) -> l
 
 
 def tile_channels(feature: np.ndarray) -> np.ndarray:
-    """The channels of (C, h, w) side by side, each from 0 to its own maximum; grey, as RGB."""
+    """The channels of (C, h, w) side by side, each from 0 to its own maximum; gray, as RGB."""
     count, h, w = feature.shape
     columns = round((count * (h + 2) / (w + 2)) ** 0.5) or 1  # about as wide as high
     rows = -(-count // columns)
@@ -81,27 +81,28 @@ def tile_channels(feature: np.ndarray) -> np.ndarray:
     tiles[:count, 1:-1, 1:-1] = feature.clip(0) / np.maximum(peak, 1e-12) * 255
     sheet = tiles.reshape(rows, columns, h + 2, w + 2).swapaxes(1, 2)
     sheet = sheet.reshape(rows * (h + 2), columns * (w + 2))
-    times = -(-SHOWN_WIDTH // sheet.shape[1])  # whole, so that cells stay squares
+    times = -(-SHOWN_WIDTH // sheet.shape[1])  # an integer, so that cells stay squares
     sheet = sheet.repeat(times, axis=0).repeat(times, axis=1)
     return np.stack([sheet] * 3, axis=2)
 
 
-def run_model(
-    detector: Detector, image: np.ndarray | None, threshold: float, num_proposals: int
-) -> tuple:
-    """A line of text and the four pictures; the line alone where there is no image."""
-    if image is None:
+def run_model(detector: Detector, path: str | None, threshold: float, num_proposals: int) -> tuple:
+    """A line of text and the four pictures; the line alone where there is no readable image."""
+    if path is None:
         return NO_PICTURE, *([None] * len(VIEWS))
-    start = time.perf_counter()
-    stages = detector.stages(
-        image[:, :, ::-1], score_threshold=threshold, num_proposals=num_proposals
-    )
-    seconds = time.perf_counter() - start
+    try:
+        image = read_image(path)
+        start = time.perf_counter()
+        stages = detector.stages(image, score_threshold=threshold, num_proposals=num_proposals)
+        seconds = time.perf_counter() - start
+    except (OSError, ValueError, FloatingPointError) as error:
+        # The page's server has stored the picture under its name in a folder of its own.
+        return str(error).replace(path, Path(path).name), *([None] * len(VIEWS))
     text = (
         f"**Detections: {len(stages.detections.scores)}**, "
         f"proposals: {len(stages.proposals)}, time: {1000 * seconds:.0f} ms"
     )
-    return text, *draw_views(image, stages, detector.info.classes)
+    return text, *draw_views(image[:, :, ::-1], stages, detector.info.classes)
 
 
 def build_page(detectors: list[tuple[str, Detector]]):
@@ -115,9 +116,10 @@ def build_page(detectors: list[tuple[str, Detector]]):
         gr.Markdown("## HyperNet: from windows to detections")
         with gr.Row():
             with gr.Column(scale=1):
+                # The path, so that the file is read as everywhere in this package.
                 image = gr.Image(
-                    label="Picture", type="numpy", sources=["upload", "clipboard"],
-                    elem_id="picture",
+                    label="Picture", type="filepath", image_mode=None,
+                    sources=["upload", "clipboard"], elem_id="picture",
                 )  # fmt: skip
                 threshold = gr.Slider(
                     least, 1, value=max(least, 0.5), step=0.01, label="Least score of a detection",
@@ -133,7 +135,7 @@ def build_page(detectors: list[tuple[str, Detector]]):
 
 
 def add_model(index: int, name: str, detector: Detector, inputs: list) -> None:
-    """One model's column, and what changes it."""
+    """Add the column of one model, and the events that update it."""
     import gradio as gr
 
     with gr.Column():
@@ -155,7 +157,7 @@ def add_model(index: int, name: str, detector: Detector, inputs: list) -> None:
         partial(run_model, detector),
         inputs,
         outputs,
-        trigger_mode="always_last",  # of the values that a slider passes through
+        trigger_mode="always_last",  # of the values that a slider takes while it is moved
         show_progress="hidden",
     )
 
@@ -163,14 +165,18 @@ def add_model(index: int, name: str, detector: Detector, inputs: list) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     detectors = [(Path(path).name, Detector(path)) for path in args.model]
-    # Before gradio is imported, which reads them then.
+    # gradio reads them when it is imported.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     launch(build_page(detectors), args.host, args.port)
 
 
 def launch(page, host: str, port: int | None, **kwargs):
-    """Serve the page, with nothing on it that a browser would fetch from elsewhere."""
+    """Serve the page, with nothing on it that a browser would fetch from another address.
+
+    ``show_error`` shows the message where gradio itself cannot open a file that is dropped.
+    """
     return page.launch(
-        server_name=host, server_port=port, share=False, footer_links=[], ssr_mode=False, **kwargs
-    )
+        server_name=host, server_port=port, share=False, footer_links=[], ssr_mode=False,
+        show_error=True, **kwargs,
+    )  # fmt: skip

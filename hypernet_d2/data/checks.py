@@ -13,8 +13,9 @@ from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
 
 from hypernet_d2.utils.coco_json import check_object, join_first, shorten
+from hypernet_d2.utils.images import image_size
 
-from .image_files import check_images_exist, image_size
+from .image_files import check_images_exist
 
 __all__ = ["check_records", "log_odd_boxes"]
 

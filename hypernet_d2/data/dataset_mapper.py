@@ -1,33 +1,45 @@
-"""The stock dataset mapper, with errors that name the image."""
+"""The dataset mapper: detectron2's, with images read as everywhere in this package."""
 
+import copy
 import os
 
+import numpy as np
+import torch
 from detectron2.data import DatasetMapper
-from detectron2.data.detection_utils import SizeMismatchError, read_image
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import (
+    SizeMismatchError,
+    check_image_size,
+    convert_PIL_to_numpy,
+    read_image,
+    transform_proposals,
+)
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 
-from hypernet_d2.utils.images import refuse_programs
+from hypernet_d2.utils.images import as_shown
 
 
-def read_named(path: str | os.PathLike, format: str = "BGR"):
-    """detectron2's ``read_image``, whose errors name the file.
+def read_named(path: str | os.PathLike, format: str = "BGR") -> np.ndarray:
+    """Read an image as `hypernet_d2.utils.images.as_shown` describes, in a format of detectron2's.
+
+    Args:
+        path: of a file, or an address that detectron2's ``PathManager`` knows.
+        format: "BGR", "YUV-BT.601" or a mode of Pillow, as in detectron2's ``read_image``.
 
     Raises:
-        ValueError: it is missing, truncated or no image.
+        ValueError: it is missing, truncated or no image; the file is named.
     """
     try:
-        _refuse_programs(path)
-        return read_image(str(path), format=format)
-    except Exception as error:  # Pillow's are of every kind for damaged files
+        with PathManager.open(os.fspath(path), "rb") as file, Image.open(file) as image:
+            return convert_PIL_to_numpy(as_shown(image), format)
+    except Exception as error:  # damaged files make Pillow raise errors of every kind
         raise ValueError(f"{path}: cannot be read as an image: {error}") from error
 
 
-def _refuse_programs(path: str | os.PathLike) -> None:
-    if "://" not in str(path):  # detectron2 fetches such
-        refuse_programs(path)
-
-
 class NamedErrorDatasetMapper(DatasetMapper):
-    """`detectron2.data.DatasetMapper`, but an image that cannot be used is named.
+    """`detectron2.data.DatasetMapper` with `read_named` as its reader, and errors that name the
+    image.
 
     Raises:
         ValueError: the image of the dataset dict is missing, truncated, no image or of another
@@ -36,15 +48,37 @@ class NamedErrorDatasetMapper(DatasetMapper):
 
     def __call__(self, dataset_dict: dict) -> dict:
         file_name = dataset_dict["file_name"]
+        image = read_named(file_name, self.image_format)
         try:
-            _refuse_programs(file_name)
-            return super().__call__(dataset_dict)
+            return self._map(copy.deepcopy(dataset_dict), image)
         except SizeMismatchError:
             raise
         except Exception as error:
-            # Reading it once more tells what was wrong; good images never come here.
-            read_named(file_name, self.image_format)
             if str(file_name) in str(error):
                 raise
             message = f"{file_name}: cannot be used: {type(error).__name__}: {error}"
             raise ValueError(message) from error
+
+    def _map(self, dataset_dict: dict, image: np.ndarray) -> dict:
+        """The stock ``__call__`` after its reading of the image, which has no hook of its own."""
+        check_image_size(dataset_dict, image)
+        sem_seg = dataset_dict.pop("sem_seg_file_name", None)
+        if sem_seg is not None:
+            sem_seg = read_image(sem_seg, "L").squeeze(2)
+        augmented = T.AugInput(image, sem_seg=sem_seg)
+        transforms = self.augmentations(augmented)
+        image_shape = augmented.image.shape[:2]
+        dataset_dict["image"] = torch.from_numpy(
+            np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+        )
+        if sem_seg is not None:
+            dataset_dict["sem_seg"] = torch.from_numpy(augmented.sem_seg.astype("long"))
+        if self.proposal_topk is not None:
+            transform_proposals(
+                dataset_dict, image_shape, transforms, proposal_topk=self.proposal_topk
+            )
+        if not self.is_train:
+            dataset_dict.pop("annotations", None)
+        elif "annotations" in dataset_dict:
+            self._transform_annotations(dataset_dict, transforms, image_shape)
+        return dataset_dict

@@ -4,37 +4,13 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
-from PIL import Image
 
 from hypernet_d2.utils.coco_json import join_first
-from hypernet_d2.utils.images import refuse_programs
+from hypernet_d2.utils.images import image_size
 
-__all__ = ["check_image_sizes", "check_images_exist", "image_size"]
+__all__ = ["check_image_sizes", "check_images_exist"]
 
-_ORIENTATION = 274  # the Exif tag; its values 5 to 8 swap width and height
 _THREADS = 16  # opening files on a network's disk is waiting
-
-
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(width, height) in pixels as detectron2 shows the image, that is after Exif rotation.
-
-    Raises:
-        FileNotFoundError, ValueError: naming the file, if its header cannot be read.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such image")
-    try:
-        refuse_programs(path)
-        with Image.open(path) as image:
-            width, height = image.size
-            # Without the test, Pillow would decode a whole png to look for Exif data at its end.
-            rotated = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) >= 5
-    except Exception as error:  # damaged files raise errors of every kind
-        raise ValueError(f"{path}: cannot be read as an image: {error}") from error
-    return (height, width) if rotated else (width, height)
 
 
 def check_image_sizes(records: list[dict], name: str) -> None:

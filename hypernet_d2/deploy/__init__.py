@@ -6,7 +6,8 @@ draws what a model detects.
 
 from pathlib import Path
 
-from hypernet_d2.utils.images import draw_detections, read_image
+from hypernet_d2.utils.drawing import draw_detections
+from hypernet_d2.utils.images import read_image
 
 from .detector import Detections, Detector, Stages
 from .metadata import ModelInfo

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from hypernet_d2.utils.images import fit_size, read_image, resize
+from hypernet_d2.utils.images import bgr_array, fit_size, read_image, resize
 
 from .metadata import OUTPUTS
 
 __all__ = ["Detections", "Detector", "Stages"]
+
+ImageLike = np.ndarray | Image.Image | str | os.PathLike
 
 
 class Detections(NamedTuple):
@@ -25,35 +28,35 @@ class Detections(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """What a model finds on its way to the detections. Boxes are in pixels of the image."""
+    """The intermediate results of a model. Boxes are in pixels of the image."""
 
     detections: Detections
     proposals: np.ndarray  # (k, 4) float32, best first
     objectness: np.ndarray  # (k,) float32, logits
-    windows: np.ndarray  # (k, 4) float32, the windows of the grid that became these proposals
+    windows: np.ndarray  # (k, 4) float32, the windows of the grid that the proposals come from
     feature: np.ndarray  # (C, h, w) float32, the hyper feature
 
 
 class Detector:
-    """Detects with a file of ``tools/export_model.py``, on the CPU.
+    """Detects with a file that ``tools/export_model.py`` wrote, on the CPU.
 
-    An image is resized as detectron2's ``DefaultPredictor`` does it, and made smaller still where
-    it does not fit the model's canvas (``info.canvas``). A detector may be called from several
-    threads at a time.
+    An image is resized as detectron2's ``DefaultPredictor`` does, and further scaled down where it
+    does not fit the model's canvas (``info.canvas``). A detector may be called from several threads
+    at a time.
     """
 
     def __init__(self, path: str | os.PathLike, *, threads: int | None = None):
         """
         Args:
-            path: of an ONNX file, which onnxruntime runs, or of an archive of torch.export, which
+            path: an ONNX file, which onnxruntime runs, or an archive of torch.export, which
                 PyTorch runs; the content decides, not the name.
-            threads: of onnxruntime, for one call; None for as many as there are cores. PyTorch has
-                one number for the whole process, ``torch.set_num_threads``.
+            threads: of onnxruntime, for one call; None for the number of cores. PyTorch has one
+                number for the whole process, ``torch.set_num_threads``.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ImportError: what runs the file is not installed.
-            ValueError: the file is no exported model, or is one that could run code.
+            ImportError: the library that runs the file is not installed.
+            ValueError: the file is no exported model, or could run code.
         """
         self._path = path = Path(path)
         if not path.is_file():
@@ -70,7 +73,7 @@ class Detector:
 
     def __call__(
         self,
-        image: np.ndarray | str | os.PathLike,
+        image: ImageLike,
         *,
         score_threshold: float | None = None,
         num_proposals: int | None = None,
@@ -78,16 +81,19 @@ class Detector:
         """Detect in one image.
 
         Args:
-            image: (H, W, 3) uint8, BGR as OpenCV reads it, or the path of an image file.
+            image: (H, W, 3) uint8, BGR as OpenCV reads it; an image of Pillow, whose mode says
+                the order of its channels; or the path of an image file. The last two are rotated
+                and scaled to 8 bits as `hypernet_d2.utils.images.as_shown` describes.
             score_threshold: least score of a detection; not below the file's own
                 (``info.score_threshold``), which is the default.
-            num_proposals: how many of the best proposals are looked at; from 1 to
+            num_proposals: how many of the best proposals are classified; from 1 to
                 ``info.max_proposals``, which is the default.
 
         Raises:
             FileNotFoundError: there is no such image file.
             ValueError: not an image, a number out of its range, or a model that fails.
-            FloatingPointError: a box or a score that the model gives is not finite.
+            FloatingPointError: a box or score of the model's output is not finite.
+            RuntimeError: PyTorch would hang, since the process is a forked one.
         """
         image, threshold, count = self._check(image, score_threshold, num_proposals)
         canvas, size = self._prepare(image)
@@ -96,12 +102,12 @@ class Detector:
 
     def stages(
         self,
-        image: np.ndarray | str | os.PathLike,
+        image: ImageLike,
         *,
         score_threshold: float | None = None,
         num_proposals: int | None = None,
     ) -> Stages:
-        """As `__call__`, with what the model found on its way."""
+        """As `__call__`, with the intermediate results."""
         image, threshold, count = self._check(image, score_threshold, num_proposals)
         canvas, size = self._prepare(image)
         outputs = self._outputs(canvas, size, count, OUTPUTS)
@@ -119,12 +125,17 @@ class Detector:
 
     def _check(
         self,
-        image: np.ndarray | str | os.PathLike,
+        image: ImageLike,
         score_threshold: float | None,
         num_proposals: int | None,
     ) -> tuple[np.ndarray, float, int]:
         if isinstance(image, (str, os.PathLike)):
             image = read_image(image)
+        elif isinstance(image, Image.Image):
+            try:
+                image = bgr_array(image)
+            except Exception as error:  # damaged files make Pillow raise errors of every kind
+                raise ValueError(f"image: cannot be used: {error}") from error
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(
@@ -134,8 +145,8 @@ class Detector:
         threshold = least if score_threshold is None else score_threshold
         if not least <= threshold <= 1:
             raise ValueError(
-                f"score_threshold is {score_threshold}; expected {least} (below which this model "
-                "was exported to detect nothing) to 1"
+                f"score_threshold is {score_threshold}; expected {least} (the least score that "
+                "this model was exported with) to 1"
             )
         count = most if num_proposals is None else num_proposals
         if not 1 <= count <= most:
@@ -146,14 +157,11 @@ class Detector:
         self, canvas: np.ndarray, size: tuple[int, int], num_proposals: int, names: tuple[str, ...]
     ) -> list[np.ndarray]:
         inputs = canvas, np.array(size, np.int64), np.array(num_proposals, np.int64)
-        try:
-            outputs = self._run(*inputs, names)
-        except Exception as error:  # those of the two libraries have no common base but this
-            raise ValueError(f"{self._path}: this model cannot be run: {error}") from error
+        outputs = self._run(*inputs, names)
         if not all(np.isfinite(output).all() for output in outputs[:2]):
             raise FloatingPointError(
-                f"{self._path}: the boxes or scores that this model gives are not finite: its "
-                "weights are broken, or its numbers overflow"
+                f"{self._path}: boxes or scores of this model's output are not finite: its weights "
+                "are damaged, or its values overflow"
             )
         return outputs
 
@@ -162,7 +170,7 @@ class Detector:
         info = self.info
         size = fit_size(image.shape[:2], info.min_size, info.max_size, info.canvas)
         canvas = np.zeros((*info.canvas, 3), np.uint8)
-        # Channels are exchanged before, as the resizing works on each alone.
+        # Resizing treats each channel alone, so that the channels can be exchanged before it.
         ordered = image if info.input_format == "BGR" else image[:, :, ::-1]
         canvas[: size[0], : size[1]] = resize(ordered, size)
         return canvas, size
@@ -182,7 +190,7 @@ def _postprocess(
     original: tuple[int, int],
     threshold: float,
 ) -> Detections:
-    """What detectron2's ``detector_postprocess`` does, and the threshold."""
+    """detectron2's ``detector_postprocess``, followed by the threshold."""
     height, width = original
     boxes = (boxes * _scale(size, original)).clip(0, [width, height, width, height])
     boxes = boxes.astype(np.float32)

@@ -1,4 +1,4 @@
-"""What an exported model says about itself, kept inside its file as json."""
+"""The description of an exported model, stored in its file as json."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, fields
 
 __all__ = ["FORMAT_VERSION", "INPUTS", "KEY", "OUTPUTS", "ModelInfo"]
 
-# Name of the entry: in ONNX's metadata_props, and of the extra file of a torch.export archive.
+# The key in ONNX's metadata_props, and the name of the extra file of a torch.export archive.
 KEY = "hypernet_d2.json"
-# Raised whenever a file would be misread by an older reader.
+# Incremented whenever an older reader would misread a new file.
 FORMAT_VERSION = 1
-# Of the graph, in order; see ExportableDetector.forward for shapes.
+# Of the graph, in order; ExportableDetector.forward gives their shapes.
 INPUTS = ("image", "size", "num_proposals")
 OUTPUTS = ("boxes", "scores", "classes", "proposals", "objectness", "windows", "feature")
 
-# Whole numbers, and the least of each.
+# Integers, and the least value of each.
 _LEAST = {
     "min_size": 0,
     "max_size": 1,
@@ -28,17 +28,17 @@ _MOST = 10**6
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a caller, and the detector, have to know of a model."""
+    """Properties of an exported model."""
 
     classes: tuple[str, ...]
-    input_format: str  # order of the channels that the graph takes, "BGR" or "RGB"
-    canvas: tuple[int, int]  # height and width in pixels of what the graph takes
-    min_size: int  # the short side is scaled to this, 0 not at all, ...
-    max_size: int  # ... but the long side at most to this
-    score_threshold: float  # no detection with a score below this leaves the graph
+    input_format: str  # order of the input's channels, "BGR" or "RGB"
+    canvas: tuple[int, int]  # height and width of the input in pixels
+    min_size: int  # the short side is scaled to this (0: not scaled), ...
+    max_size: int  # ... but the long side to no more than this
+    score_threshold: float  # least score of the graph's detections
     max_proposals: int
     max_detections: int
-    feature_stride: int  # pixels a cell of the hyper feature
+    feature_stride: int  # stride of the hyper feature in pixels
     config: str  # name of the config that the model was built from
     version: str  # of hypernet_d2 that exported it
 
@@ -47,19 +47,19 @@ class ModelInfo:
 
     @classmethod
     def from_json(cls, text: str, path: str) -> ModelInfo:
-        """Read and check what `to_json` wrote.
+        """Read and check the result of `to_json`.
 
         Raises:
-            ValueError: the text is no such json, or a later version's; `path` is named.
+            ValueError: the text is no such json, or of a later version; ``path`` is named.
         """
         try:
             values = json.loads(text)
             version = values.pop("format_version")
             if version != FORMAT_VERSION:
                 raise ValueError(
-                    f"is of format version {version}, and this hypernet_d2 reads {FORMAT_VERSION}: "
-                    "export it anew, or install the version that exported it "
-                    f"({values.get('version')})"
+                    f"it has format version {version}, and this hypernet_d2 reads "
+                    f"{FORMAT_VERSION}: export the model again, or install the version that "
+                    f"exported it ({values.get('version')})"
                 )
             names = {field.name for field in fields(cls)}
             if set(values) != names:

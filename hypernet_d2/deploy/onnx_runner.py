@@ -18,42 +18,51 @@ class OnnxRunner:
     def __init__(self, path: Path, threads: int | None):
         """
         Args:
-            path: of a file that exists.
-            threads: of onnxruntime, for one call; None for as many as there are cores.
+            path: an existing file.
+            threads: of onnxruntime, for one call; None for the number of cores.
 
         Raises:
             ImportError: onnxruntime is not installed.
-            ValueError: not an ONNX file, or not one of tools/export_model.py.
+            ValueError: not an ONNX file, or not one that tools/export_model.py wrote.
         """
         try:
             import onnxruntime
         except ImportError as error:
             raise ImportError(
-                f"{path} is an ONNX file, which onnxruntime runs, and that is not installed: "
+                f"{path} is an ONNX file; onnxruntime, which runs it, is not installed: "
                 "pip install onnxruntime"
             ) from error
+        self._path = path
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # its remarks tell a user nothing, and errors are raised
+        options.log_severity_level = 4  # errors are raised, and its warnings do not help a user
         options.intra_op_num_threads = threads or 0
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime's errors have no common base but this
+        except Exception as error:  # onnxruntime's errors have no common base class but this
             raise ValueError(
-                f"{path}: expected a model of tools/export_model.py, in ONNX or torch.export's "
-                f"format; onnxruntime says: {str(error).splitlines()[0]}"
+                f"{path}: expected a model that tools/export_model.py wrote, as ONNX or "
+                f"torch.export; onnxruntime reports: {str(error).splitlines()[0]}"
             ) from error
         text = self._session.get_modelmeta().custom_metadata_map.get(KEY)
         if text is None:
             raise ValueError(
-                f"{path}: an ONNX file, but not of tools/export_model.py: it has no metadata {KEY}"
+                f"{path}: an ONNX file that tools/export_model.py did not write: it has no "
+                f"metadata {KEY}"
             )
         self.info = ModelInfo.from_json(text, str(path))
 
     def __call__(
         self, image: np.ndarray, size: np.ndarray, num_proposals: np.ndarray, names: Sequence[str]
     ) -> list[np.ndarray]:
-        """The outputs `names` of the graph."""
+        """The outputs ``names`` of the graph.
+
+        Raises:
+            ValueError: onnxruntime cannot run the graph.
+        """
         feed = {"image": image, "size": size, "num_proposals": num_proposals}
-        return self._session.run(list(names), feed)
+        try:
+            return self._session.run(list(names), feed)
+        except Exception as error:  # onnxruntime's errors have no common base class but this
+            raise ValueError(f"{self._path}: this model cannot be run: {error}") from error

@@ -1,15 +1,16 @@
 """Runs an archive of torch.export with PyTorch and torchvision.
 
 PyTorch reads such archives with ``pickle``, ``eval`` and operators looked up by name, so that a
-file can be made that runs code when it is loaded. `check_archive` lets through only what an
-exported detector consists of: tensors as raw bytes, and a graph of PyTorch's and torchvision's own
-operators on shapes that are plain numbers.
+crafted file can run code when it is loaded. `check_archive` accepts only what an exported detector
+consists of: tensors as raw bytes, and a graph of PyTorch's and torchvision's own operators on
+shapes that are plain numbers.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ _OPERATOR = re.compile(
     r"|torch\.ops\.higher_order\.wrap_with_autocast"
     r"|_operator\.(getitem|add|sub|mul|floordiv|eq|ne|le|lt|ge|gt|neg|pos)"
 )
-# Shapes, as SymPy writes them, and the few words that operators take: no dots, hence no attributes.
+# Shapes as SymPy writes them, and the words that operators take: no dots, hence no attributes.
 _PLAIN = {
     "expr_str": re.compile(
         r"(Symbol|Integer|Add|Mul|Pow|Max|Min|Equality|Unequality|(Strict)?(Greater|Less)Than"
@@ -43,6 +44,9 @@ _MEMBER = re.compile(
     r"|data/sample_inputs/model\.pt"
     r"|extra/" + re.escape(KEY) + r"|archive_format|archive_version|byteorder|\.data/\w+"
 )
+# In a process that is forked after PyTorch has started its threads, an operation on several threads
+# never ends.
+_PROCESS = os.getpid()
 
 
 class TorchRunner:
@@ -51,14 +55,14 @@ class TorchRunner:
     def __init__(self, path: Path):
         """
         Args:
-            path: of a zip archive.
+            path: a zip archive.
 
         Raises:
             ImportError: PyTorch or torchvision is not installed.
-            ValueError: not an archive of tools/export_model.py, one that could run code, or one
-                that this PyTorch cannot read.
+            ValueError: not an archive that tools/export_model.py wrote, one that could run code,
+                or one that this PyTorch cannot read.
         """
-        # What is checked is what is loaded, whatever happens to the file meanwhile.
+        # Read once, so that the bytes that are loaded are those that were checked.
         content = path.read_bytes()
         text = check_archive(content, path)
         try:
@@ -66,48 +70,63 @@ class TorchRunner:
             import torchvision  # noqa: F401  (registers the operators nms, roi_align and roi_pool)
         except ImportError as error:
             raise ImportError(
-                f"{path} is an archive of torch.export, which PyTorch runs with torchvision, and "
-                "one of them is not installed: pip install torch torchvision"
+                f"{path} is an archive of torch.export; PyTorch and torchvision, which run it, are "
+                "not both installed: pip install torch torchvision"
             ) from error
         self.info = ModelInfo.from_json(text, str(path))
-        self._torch = torch
+        self._torch, self._path = torch, path
         try:
             self._program = torch.export.load(io.BytesIO(content)).module()
-        except Exception as error:  # of many kinds, for what another version of PyTorch wrote
+        except Exception as error:  # archives of other versions raise errors of many kinds
             raise ValueError(
                 f"{path}: PyTorch {torch.__version__} cannot read this archive ({error}); export "
-                "it with this version, or export to ONNX, which depends on no version"
+                "with this version, or to ONNX, which depends on no version of PyTorch"
             ) from error
 
     def __call__(
         self, image: np.ndarray, size: np.ndarray, num_proposals: np.ndarray, names: Sequence[str]
     ) -> list[np.ndarray]:
-        """The outputs `names` of the graph."""
+        """The outputs ``names`` of the graph.
+
+        Raises:
+            RuntimeError: the process is a forked one and PyTorch has several threads.
+            ValueError: PyTorch cannot run the graph.
+        """
+        if os.getpid() != _PROCESS and self._torch.get_num_threads() > 1:
+            raise RuntimeError(
+                f"{self._path}: PyTorch with several threads hangs in a forked process. Start "
+                "processes with multiprocessing's method 'spawn', create the Detector in the "
+                "workers only (gunicorn without --preload), call torch.set_num_threads(1) in each, "
+                "or export to ONNX"
+            )
         inputs = (self._torch.from_numpy(x) for x in (image, size, num_proposals))
-        with self._torch.no_grad():
-            outputs = dict(zip(OUTPUTS, self._program(*inputs), strict=True))
+        try:
+            with self._torch.no_grad():
+                outputs = dict(zip(OUTPUTS, self._program(*inputs), strict=True))
+        except Exception as error:
+            raise ValueError(f"{self._path}: this model cannot be run: {error}") from error
         return [outputs[name].numpy() for name in names]
 
 
 def check_archive(content: bytes, path: Path) -> str:
-    """Refuse an archive that is not of tools/export_model.py or could run code.
+    """Refuse an archive that tools/export_model.py did not write or that could run code.
 
     Returns:
         The metadata, as json.
 
     Raises:
-        ValueError: with the part that is out of place.
+        ValueError: naming the file and the member or entry that is not allowed.
     """
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
         members = {name.partition("/")[2]: name for name in archive.namelist()}
         if "data.pkl" in members:
-            raise ValueError("is a checkpoint; tools/export_model.py makes a model of it")
+            raise ValueError("is a checkpoint; tools/export_model.py exports it")
         for member in members:
             if not _MEMBER.fullmatch(member):
                 raise ValueError(f"holds {member!r}, which no exported model has")
         if f"extra/{KEY}" not in members:
-            raise ValueError(f"has no metadata {KEY}: it is not of tools/export_model.py")
+            raise ValueError(f"has no metadata {KEY}: tools/export_model.py did not write it")
         text = archive.read(members[f"extra/{KEY}"]).decode()
         if archive.read(members["data/sample_inputs/model.pt"]):
             raise ValueError("holds sample inputs, which PyTorch would unpickle")
@@ -128,7 +147,7 @@ def check_archive(content: bytes, path: Path) -> str:
 
 
 def _entries(tree: object) -> Iterator[tuple[str, str]]:
-    """Every key of every dictionary in a tree of json whose value is a text."""
+    """(key, value) for every text that is a value of a dictionary in a json tree."""
     stack = [tree]
     while stack:
         node = stack.pop()

@@ -11,7 +11,7 @@ from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import ColorMode, VisImage, Visualizer
 from matplotlib.collections import PolyCollection
 
-from hypernet_d2.utils.images import place_label
+from hypernet_d2.utils.drawing import place_label
 
 __all__ = ["BoxVisualizer", "score_colors"]
 

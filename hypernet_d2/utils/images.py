@@ -1,23 +1,54 @@
-"""Reading, resizing and drawing on images, with Pillow alone."""
+"""Reading and resizing of images, with Pillow alone.
+
+Everything that reads pictures, in training, evaluation, demo and deployment, goes through
+`as_shown`, so that a model sees the same pixels everywhere.
+"""
 
 from __future__ import annotations
 
-import colorsys
+import contextlib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 
-__all__ = ["draw_detections", "fit_size", "place_label", "read_image", "refuse_programs", "resize"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "as_shown",
+    "bgr_array",
+    "fit_size",
+    "image_size",
+    "list_images",
+    "read_image",
+    "resize",
+]
 
-# PostScript, and with a preview before it: Pillow has Ghostscript, an interpreter, draw these.
-_PROGRAMS = (b"%!PS", b"\xc5\xd0\xd3\xc6")
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+_ORIENTATION = 274  # the tag of Exif and of XMP
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_METADATA = {"exif", "xmp", "XML:com.adobe.xmp"}  # keys of Image.info
+_TIFF_SIZE = (256, 257)  # width, height
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+# A 12-bit image in 16 bits has no value above this when it is scaled to 8 bits.
+_DARK = 15.95
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Read an image as it is shown, that is after the rotation that its Exif data asks for.
+    """Read an image file as `as_shown` describes.
 
     Returns:
         (H, W, 3) uint8, BGR.
@@ -26,34 +57,68 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read as an image; the file is named.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such image")
-    try:
-        refuse_programs(path)
-        with Image.open(path) as image:
-            rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except Exception as error:  # Pillow's are of every kind for damaged files
-        raise ValueError(f"{path}: cannot be read as an image: {error}") from error
-    return rgb[:, :, ::-1]
+    with _open_named(path) as image:
+        return bgr_array(image)
 
 
-def refuse_programs(path: str | os.PathLike) -> None:
-    """Raise a ValueError for a file that is a program, which Pillow would have run to draw it."""
-    with open(path, "rb") as file:
-        if file.read(4) in _PROGRAMS:
-            raise ValueError("it is PostScript, a program; expected an image")
+def bgr_array(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8, BGR, of an open image; see `as_shown`. An alpha channel is dropped."""
+    return np.asarray(as_shown(image).convert("RGB"))[:, :, ::-1]
+
+
+def as_shown(image: Image.Image) -> Image.Image:
+    """The image after the rotation that its Exif or XMP data asks for, with 8 bits a channel.
+
+    Unsigned integers of more than 8 bits are scaled by the range of their type (a 16-bit value is
+    divided by 257), floating-point values from the range 0 to 1. Images of 8 bits keep their
+    values and their mode.
+
+    Raises:
+        ValueError: a signed or 32-bit integer image, or floating-point values outside 0 to 1;
+            a PostScript file, which is a program that Pillow would run.
+        OSError and others, of Pillow: the image is damaged.
+    """
+    _refuse_programs(image)
+    image.load()
+    # Asked after loading, in which Pillow turns a TIFF image by itself.
+    transposition = _TRANSPOSITIONS.get(_orientation(image))
+    if image.mode.startswith(("I", "F")):
+        image = _scale_to_8_bits(image)
+    return image if transposition is None else image.transpose(transposition)
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Width and height in pixels of an image file as it is read, from the file's header.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: its header cannot be read; the file is named.
+    """
+    with _open_named(path) as image:
+        _refuse_programs(image)
+        width, height = image.size
+        if image.format == "TIFF":  # whose size Pillow may have exchanged already
+            width, height = (image.tag_v2[tag] for tag in _TIFF_SIZE)
+        elif image.format == "PNG" and not _METADATA & image.info.keys():
+            return width, height  # Pillow would decode all pixels to look for Exif data
+        exchanged = _orientation(image) in (5, 6, 7, 8)
+    return (height, width) if exchanged else (width, height)
+
+
+def list_images(folder: str | os.PathLike) -> list[Path]:
+    """The files in a folder whose suffix, in any case, is in `IMAGE_SUFFIXES`, sorted by name."""
+    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def fit_size(
     size: tuple[int, int], min_size: int, max_size: int, canvas: tuple[int, int]
 ) -> tuple[int, int]:
-    """Height and width to which detectron2's ``ResizeShortestEdge`` brings an image.
+    """Height and width to which detectron2's ``ResizeShortestEdge`` resizes an image.
 
     Args:
-        size, canvas: (height, width) of the image and of what the network takes; an image that
-            would be larger than the canvas is made smaller until it fits.
-        min_size: of the short side, 0 for an image that keeps its size.
+        size, canvas: (height, width) of the image and of the network's input; an image that
+            would exceed the canvas is scaled down until it fits.
+        min_size: of the short side; 0 keeps the image's size.
         max_size: of the long side.
 
     Returns:
@@ -62,7 +127,7 @@ def fit_size(
     sides = [float(side) for side in size]
     if min_size:
         short = min(size)
-        # The short side becomes whole by itself, whatever the factor is rounded to.
+        # The short side is set, not multiplied, so that rounding of the factor cannot change it.
         sides = [min_size if side == short else min_size / short * side for side in size]
         if max(sides) > max_size:
             factor = max_size / max(sides)
@@ -75,7 +140,7 @@ def fit_size(
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 to height and width `size`, as detectron2 resizes at test time."""
+    """Resize (H, W, 3) uint8 to (height, width) ``size`` as detectron2 does at test time."""
     if image.shape[:2] == size:
         return image
     resized = Image.fromarray(np.ascontiguousarray(image)).resize(
@@ -84,77 +149,62 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(resized)
 
 
-def draw_detections(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    labels: Sequence[str],
-    colours: Sequence[int] | None = None,
-) -> np.ndarray:
-    """Draw labelled boxes, the first above the others.
-
-    Args:
-        image: (H, W, 3) uint8; RGB or BGR, as the result is.
-        boxes: (n, 4), x1 y1 x2 y2 in pixels.
-        labels: n texts, "" for none.
-        colours: n numbers; equal numbers give equal colours. None: one colour for all.
-
-    Returns:
-        (H, W, 3) uint8, a copy.
-    """
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    draw = ImageDraw.Draw(picture)
-    short = min(image.shape[:2])
-    font = ImageFont.load_default(max(10, short // 28))
-    width = max(1, short // 250)
-    colours = [
-        _colour(int(number)) for number in ([0] * len(boxes) if colours is None else colours)
-    ]
-    # The best ones come first, and are drawn last, over the others.
-    for box, colour in reversed(list(zip(boxes.tolist(), colours, strict=True))):
-        draw.rectangle(box, outline=colour, width=width)
-    taken: list[tuple[float, float, float, float]] = []
-    for box, label, colour in zip(boxes.tolist(), labels, colours, strict=True):
-        if label:
-            _, _, right, bottom = draw.textbbox((0, 0), label, font=font)
-            x, y = place_label(box, (right + 2, bottom + 2), picture.size, taken)
-            draw.rectangle(taken[-1], fill=colour)
-            draw.text((x + 1, y), label, fill=(0, 0, 0), font=font)
-    return np.asarray(picture)
+@contextlib.contextmanager
+def _open_named(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """An open image; errors within the block name the file."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such image")
+    try:
+        with Image.open(path) as image:
+            yield image
+    except Exception as error:  # damaged files make Pillow raise errors of every kind
+        raise ValueError(f"{path}: cannot be read as an image: {error}") from error
 
 
-def place_label(
-    box: Sequence[float],
-    label: tuple[float, float],
-    picture: tuple[float, float],
-    taken: list[tuple[float, float, float, float]],
-) -> tuple[float, float]:
-    """Where a box's label goes: above the box, below it or at its top, within the picture.
-
-    It is the first of these places that hides no label before it, and the first at all where each
-    hides one.
-
-    Args:
-        box: x0, y0, x1, y1.
-        label, picture: width and height.
-        taken: the places of the labels before, x0, y0, x1, y1; this one's is added.
-
-    Returns:
-        x and y of the label's top left corner.
-    """
-    (x0, y0, _, y1), (width, height) = box, label
-    x = max(0, min(x0, picture[0] - width))
-    within = [y for y in (y0 - height, y1) if 0 <= y <= picture[1] - height]
-    places = [(x, y, x + width, y + height) for y in [*within, max(y0, 0)]]
-    free = (place for place in places if not any(_overlap(place, other) for other in taken))
-    taken.append(next(free, places[0]))
-    return taken[-1][:2]
+def _refuse_programs(image: Image.Image) -> None:
+    if image.format == "EPS":  # Pillow would draw it with Ghostscript, an interpreter
+        raise ValueError("it is PostScript, a program; expected an image")
 
 
-def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # damaged Exif data does not make the pixels unusable
+        return None
 
 
-def _colour(number: int) -> tuple[int, int, int]:
-    # The golden ratio keeps neighbours apart, however many there are.
-    red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.65, 1.0)
-    return int(255 * red), int(255 * green), int(255 * blue)
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
+    """A loaded image of mode "F", "I" or "I;16..." in mode "L"."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF file
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F":
+        if not (low >= 0 and high <= 1):  # also where they are not finite
+            raise ValueError(f"it has values from {low:g} to {high:g}; expected floats from 0 to 1")
+        scale = 255.0
+    elif image.mode == "I" and image.format not in ("PNG", "PPM"):  # which have 16 bits
+        raise ValueError("it has signed or 32-bit integers; expected unsigned ones of 8 or 16 bits")
+    else:
+        bits = tags.get(_TIFF_BITS, (16,))[0]
+        scale = 255.0 / (2**bits - 1)
+    if 0 < high * scale < _DARK:
+        _warn_once_of_dark_image(image, high)
+    scaled = np.rint(values * np.float32(scale))
+    if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        scaled = 255 - scaled
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+def _warn_once_of_dark_image(image: Image.Image, high: float) -> None:
+    if not _warned:
+        _warned.append(True)
+        logger.warning(
+            "%s: the largest value of its more than 8 bits is %g, so that it is read as nearly "
+            "black; if the camera gives fewer bits than the file holds, rescale the files. Further "
+            "such images are not named",
+            getattr(image, "filename", "") or "an image",
+            high,
+        )
+
+
+_warned: list[bool] = []

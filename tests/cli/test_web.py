@@ -50,20 +50,40 @@ def image() -> np.ndarray:
     return rgb
 
 
-def test_views_and_counts_follow_the_sliders(web, detector, image):
-    text, *views = web.run_model(detector, image, 0.1, 4)
+@pytest.fixture
+def picture(image, tmp_path) -> str:
+    Image.fromarray(image).save(tmp_path / "red.png")
+    return str(tmp_path / "red.png")
+
+
+def test_views_and_counts_follow_the_sliders(web, detector, image, picture):
+    text, *views = web.run_model(detector, picture, 0.1, 4)
     assert text.startswith("**Detections: 2**, proposals: 4, ")
     assert len(views) == len(web.VIEWS)
     large, factor = web.enlarge(image)
     assert factor == 720 / 64 and [view.shape for view in views[:3]] == [large.shape] * 3
     assert all((view != large).any() for view in views[:3])
-    text, detections, *_ = web.run_model(detector, image, 0.5, 2)
+    text, detections, *_ = web.run_model(detector, picture, 0.5, 2)
     assert text.startswith("**Detections: 1**, proposals: 2, ")
     assert (detections != views[0]).any()
 
 
 def test_without_a_picture_there_are_no_views(web, detector):
     assert web.run_model(detector, None, 0.5, 4) == (web.NO_PICTURE, None, None, None, None)
+
+
+def test_a_damaged_picture_shows_its_message(web, detector, picture):
+    Path(picture).write_bytes(Path(picture).read_bytes()[:60])
+    text, *views = web.run_model(detector, picture, 0.5, 4)
+    assert text.startswith("red.png: cannot be read as an image: ")
+    assert views == [None] * len(web.VIEWS)
+
+
+def test_a_picture_of_16_bits_is_not_white(web, detector, tmp_path):
+    values = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (48, 1))
+    Image.fromarray(values).save(tmp_path / "gray.png")
+    _, detections, *_ = web.run_model(detector, str(tmp_path / "gray.png"), 1.0, 4)
+    assert abs(int(np.median(detections)) - 128) < 10
 
 
 def test_every_channel_is_shown_with_its_own_maximum(web):
@@ -86,7 +106,7 @@ def test_more_than_two_models_are_refused(web, capsys):
 
 @pytest.fixture
 def page(web, model, monkeypatch):
-    """The page with two models, in a browser that records where it wanted to go."""
+    """The page with two models, in a browser that records the addresses it asks for."""
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     pytest.importorskip("gradio")
     sync_api = pytest.importorskip("playwright.sync_api")
@@ -114,14 +134,13 @@ def page(web, model, monkeypatch):
         blocks.close()
 
 
-def test_drop_a_picture_and_move_the_sliders(page, image, tmp_path):
+def test_drop_a_picture_and_move_the_sliders(page, picture, tmp_path):
     from playwright.sync_api import expect
 
     expect.set_options(timeout=60_000)  # a busy machine takes its time over the first load
-    Image.fromarray(image).save(tmp_path / "red.png")
     counts = [page.locator(f"#count-{index}") for index in (0, 1)]
     expect(counts[0]).to_contain_text("Drop a picture")
-    drop(page, tmp_path / "red.png")
+    drop(page, Path(picture))
     for count in counts:
         expect(count).to_contain_text("Detections: 1, proposals: 4")
     slide(page, "threshold", "0.1")

@@ -1,13 +1,15 @@
-"""hypernet_d2.deploy on small graphs made here: sizes, thresholds, threads, and bad input."""
+"""hypernet_d2.deploy on small graphs: images, thresholds, threads, processes, and bad input."""
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
 import textwrap
 import zipfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from PIL import Image
 from hypernet_d2.deploy import Detector, ModelInfo, read_image
 from hypernet_d2.deploy.__main__ import main
 from hypernet_d2.deploy.torch_runner import check_archive
-from hypernet_d2.utils.images import draw_detections, fit_size, place_label
+from hypernet_d2_cli import run
 
 from . import toy
 
@@ -123,11 +125,32 @@ def test_an_image_may_be_a_path_and_is_turned_as_its_exif_data_says(detector, tm
         np.zeros((8, 8, 3), np.float32),
         np.zeros((0, 8, 3), np.uint8),
     ],
-    ids=["grey", "alpha", "float", "empty"],
+    ids=["gray", "alpha", "float", "empty"],
 )
 def test_an_array_that_is_no_image_is_refused(detector, image):
     with pytest.raises(ValueError, match=r"expected uint8 of shape \(H, W, 3\), got"):
         detector(image)
+
+
+def test_an_image_of_pillow_is_read_as_its_file(detector, tmp_path):
+    rgb = np.zeros((48, 64, 3), np.uint8)
+    rgb[:, :32, 0], rgb[:8, :, 2] = 255, 255  # red on the left, blue above
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(rgb).save(tmp_path / "color.png", exif=exif)
+    Image.fromarray(rgb).convert("P").save(tmp_path / "palette.png")
+    sixteen_bits = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (48, 1))
+    Image.fromarray(sixteen_bits).save(tmp_path / "gray.png")
+    for name in ("color.png", "palette.png", "gray.png"):
+        expected = detector(tmp_path / name)
+        with Image.open(tmp_path / name) as image:
+            found = detector(image)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+    scores = detector(tmp_path / "gray.png").scores
+    np.testing.assert_allclose(scores[0], 0.5, atol=0.01)  # the mean, not that of a white picture
+    with pytest.raises(ValueError, match="image: cannot be used: it has signed or 32-bit integers"):
+        detector(Image.fromarray(np.zeros((8, 8), np.int32)))
 
 
 def test_an_unreadable_image_is_named(detector, tmp_path):
@@ -136,22 +159,6 @@ def test_an_unreadable_image_is_named(detector, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     with pytest.raises(ValueError, match="broken.png: cannot be read as an image"):
         detector(tmp_path / "broken.png")
-
-
-@pytest.mark.detectron2
-@pytest.mark.parametrize("size", [(480, 640), (641, 427), (100, 100), (33, 1001), (720, 31)])
-def test_sizes_are_those_of_detectron2(size):
-    from detectron2.data.transforms import ResizeShortestEdge
-
-    expected = ResizeShortestEdge.get_output_shape(*size, 240, 400)
-    assert fit_size(size, 240, 400, (400, 400)) == expected
-
-
-@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (1, 1), (3000, 4000)])
-def test_sizes_fit_the_canvas_and_are_at_least_one_pixel(size):
-    for least in (0, 240):
-        height, width = fit_size(size, least, 400, (240, 320))
-        assert 1 <= height <= 240 and 1 <= width <= 320
 
 
 # Files
@@ -169,14 +176,16 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
         Detector(tmp_path / "photos.zip")
     pytest.importorskip("onnxruntime")
     (tmp_path / "text.onnx").write_text("no model")
-    with pytest.raises(ValueError, match="text.onnx: expected a model of tools/export_model.py"):
+    with pytest.raises(
+        ValueError, match="text.onnx: expected a model that tools/export_model.py wrote"
+    ):
         Detector(tmp_path / "text.onnx")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "is of format version 2"),
+        ({"format_version": 2}, "it has format version 2"),
         ({"input_format": "YUV"}, "input_format is 'YUV'"),
         ({"more": 1}, "expected the metadata"),
         ({"canvas": [1]}, "cannot be read"),
@@ -206,7 +215,7 @@ def test_an_onnx_file_of_another_tool_is_refused(tmp_path):
     graph = onnx.helper.make_graph([node], "other", [value], [copy])
     opset = onnx.helper.make_opsetid("", 20)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "o")
-    with pytest.raises(ValueError, match="not of tools/export_model.py: it has no metadata"):
+    with pytest.raises(ValueError, match="did not write: it has no metadata"):
         Detector(tmp_path / "o")
 
 
@@ -295,35 +304,82 @@ def test_command_line_prints_and_draws(file, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_command_line_names_what_is_wrong(file, tmp_path, capsys):
-    assert main([str(file), str(tmp_path / "none.png")]) == 2
-    assert "none.png: no such image" in capsys.readouterr().err
-    assert main([str(tmp_path / "none.onnx"), "x"]) == 2
-    assert "none.onnx: no such model file" in capsys.readouterr().err
+def test_command_line_takes_a_folder(file, tmp_path, capsys):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("b.JPG", "a.png"):
+        Image.fromarray(image_of(96, 128)[:, :, ::-1]).save(folder / name)
+    (folder / "notes.txt").touch()
+    assert main([str(file), str(folder), "--output", str(output)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["a.png:", "bright"], ["b.JPG:", "bright"]]
+    assert sorted(path.name for path in output.iterdir()) == ["a.png.png", "b.JPG.png"]
+    (folder / "b.JPG").write_bytes(b"damaged")
+    assert main([str(file), str(folder)]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("a.png: bright") and out.count("\n") == err.count("\n") == 1
+    assert "left out" in err and "b.JPG: cannot be read as an image" in err
 
 
-def test_a_label_hides_no_other_where_there_is_room():
-    taken = []
-    places = [place_label((20, 30, 60, 50), (30, 10), (100, 100), taken) for _ in range(4)]
-    above, below, within = (20, 20), (20, 50), (20, 30)
-    assert places == [above, below, within, above]  # the fourth finds no room
-    assert taken[:2] == [(20, 20, 50, 30), (20, 50, 50, 60)]
-    assert place_label((95, 2, 99, 99), (30, 10), (100, 100), []) == (70, 2)
+def test_a_users_mistake_is_one_line_on_the_command_line(files, tmp_path, capsys):
+    file, empty = files["torch_export"], tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "bad.png").write_bytes(b"damaged")
+    for arguments, message in (
+        ([file, tmp_path / "none.png"], "none.png: no such image"),
+        ([file, tmp_path / "bad.png"], "bad.png: cannot be read as an image"),
+        ([file, empty], "empty: this folder has no image"),
+        ([tmp_path / "none.onnx", "x"], "none.onnx: no such model file"),
+        ([file, tmp_path / "bad.png", "--threshold", "2"], "bad.png"),
+    ):
+        assert run(main, [str(word) for word in arguments]) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1
+        with pytest.raises((OSError, ValueError)):
+            run(main, [*map(str, arguments), "--debug"])
 
 
-def test_labels_stay_on_the_picture():
-    image = np.full((60, 80, 3), 255, np.uint8)
-    boxes = np.array([[70.0, 0, 79, 10], [0, 0, 79, 59], [0, 50, 5, 59]])
-    drawn = draw_detections(image, boxes, ["first", "second", ""], [0, 1, 2])
-    assert drawn.shape == image.shape and (image == 255).all()
-    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 4
+FORKED = """
+    import os, sys, torch
+    import numpy as np
+    from hypernet_d2.deploy import Detector
+    torch.set_num_threads(2)
+    path, image = sys.argv[1], np.zeros((48, 64, 3), np.uint8)
+    detector = Detector(path)
+    expected = detector(image)
+    def detect(make, threads):
+        child = os.fork()
+        if not child:
+            torch.set_num_threads(threads)
+            try:
+                found = make()(image)
+                print("detects", (found.scores == expected.scores).all(), flush=True)
+            except RuntimeError as error:
+                print(error, flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+    detect(lambda: detector, 2)
+    detect(lambda: Detector(path), 2)
+    detect(lambda: detector, 1)
+"""
 
 
-def _run_alone(code: str, *hidden: str) -> str:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_is_told_at_once_that_pytorch_would_hang(files):
+    path = str(files["torch_export"])
+    told = _run_alone(FORKED, "detectron2", arguments=[path]).splitlines()
+    assert len(told) == 3
+    for line in told[:2]:
+        assert line.startswith(f"{path}: PyTorch with several threads hangs in a forked process")
+        assert "spawn" in line and "torch.set_num_threads(1)" in line
+    assert told[2] == "detects True"
+
+
+def _run_alone(code: str, *hidden: str, arguments: Sequence[str] = ()) -> str:
     """Run code in a fresh Python in which the modules `hidden` cannot be imported."""
     hide = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in hidden)
     done = subprocess.run(
-        [sys.executable, "-c", hide + textwrap.dedent(code)],
+        [sys.executable, "-c", hide + textwrap.dedent(code), *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,

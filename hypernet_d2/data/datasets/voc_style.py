@@ -17,14 +17,12 @@ from xml.etree import ElementTree
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from PIL import Image
 
 from hypernet_d2.data.checks import log_odd_boxes
 from hypernet_d2.utils.coco_json import is_outside_folder
-from hypernet_d2.utils.images import refuse_programs
+from hypernet_d2.utils.images import image_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
-_ORIENTATION = 274  # the Exif tag; its values 5 to 8 swap width and height
 
 
 def register_voc_style(
@@ -220,7 +218,7 @@ def _check_size(
     annotation: ElementTree.Element, xml_file: Path, image_file: Path
 ) -> tuple[int, int]:
     """Width and height in pixels, on which the xml and the image's header have to agree."""
-    size = _image_size(image_file)
+    size = image_size(image_file)
     texts = [annotation.findtext(f"size/{side}") for side in ("width", "height")]
     if any(text is None for text in texts):
         raise ValueError(
@@ -237,19 +235,6 @@ def _check_size(
             f"{image_file} is {size[0]} x {size[1]}, after any rotation that its Exif data asks for"
         )
     return size
-
-
-def _image_size(image_file: Path) -> tuple[int, int]:
-    """(width, height) as detectron2 shows the image; reads the header only."""
-    try:
-        refuse_programs(image_file)
-        with Image.open(image_file) as image:
-            width, height = image.size
-            # Without the test, Pillow would decode a whole png to look for Exif data at its end.
-            rotated = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) >= 5
-    except Exception as error:  # Pillow's are of every kind for damaged files
-        raise ValueError(f"{image_file}: cannot be read as an image: {error}") from error
-    return (height, width) if rotated else (width, height)
 
 
 def _read_corners(element: ElementTree.Element, where: str) -> tuple[float, ...]:
