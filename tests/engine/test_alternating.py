@@ -257,6 +257,7 @@ def steps_done(events: list) -> dict[str, list]:
     return {step: done for step, done in steps.items() if done}
 
 
+@pytest.mark.slow
 def test_an_interrupted_schedule_resumes_where_it_stopped(record, tmp_path):
     """A checkpoint is written after every second iteration; only what follows it is repeated."""
     train_file = "proposals_train_alternating.pkl"

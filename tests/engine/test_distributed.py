@@ -11,7 +11,7 @@ import torch
 
 from tests.helpers import TINY, tiny_cfg, write_voc
 
-pytestmark = pytest.mark.detectron2
+pytestmark = [pytest.mark.detectron2, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 10

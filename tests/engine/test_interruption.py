@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import signal
 from itertools import islice
@@ -37,7 +36,10 @@ def assert_same(rows: list[dict], expected: list[dict]) -> None:
     assert max(differences) <= 1e-5
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW)])
 def test_an_interrupted_run_has_the_losses_of_an_unbroken_one(unbroken, tmp_path, workers):
     """SIGTERM after iterations 4 and 7, to the loader's processes too.
 
@@ -154,6 +156,7 @@ def test_without_a_whole_checkpoint_all_are_named(copy):
 def test_a_file_system_that_refuses_is_named_and_the_last_checkpoint_stands(finished, tmp_path):
     """A limit on the size of files stands for a full disk: both let a part of a file be written."""
     output = shutil.copytree(finished, tmp_path / "copy")
+    resource = pytest.importorskip("resource")  # which Windows lacks
     before = checkpoints(output)
     size = (output / "model_final.pth").stat().st_size
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

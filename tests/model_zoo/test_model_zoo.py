@@ -18,6 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 NAMES = [name for name in FILES if not Path(name).name.startswith("Base-")]
+# One of each kind, of the smallest trunk. The others are trained by `make test-all`.
+NOT_SLOW = """
+BCCD-Detection/hypernet_R_18 BCCD-Detection/hypernet_SP_R_18 BCCD-Detection/faster_rcnn_R_18_FPN
+PascalVOC-Detection/hypernet_AlexNet Digits-Detection/faster_rcnn_R_18_C4
+Digits-InstanceSegmentation/hypercolumn_R_18 Digits-Keypoints/hypercolumn_R_18
+""".split()
 ZOO = """
 PascalVOC-Detection/hypernet_VGG16 PascalVOC-Detection/hypernet_SP_VGG16
 PascalVOC-Detection/hypernet_AlexNet PascalVOC-Detection/hypernet_SP_AlexNet
@@ -184,7 +190,13 @@ def evaluator_kind(names: tuple[str, ...]) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # VOC classes without objects
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name.removesuffix(".yaml") in NOT_SLOW else pytest.mark.slow)
+        for name in NAMES
+    ],
+)
 def test_every_config_trains_evaluates_and_detects_and_reads_all_its_keys(
     name, data, read_keys, tmp_path
 ):
@@ -254,7 +266,7 @@ def test_no_config_repeats_a_value_of_its_bases(name):
 
 
 def test_the_zoo_has_the_promised_configs():
-    assert {f"{name}.yaml" for name in ZOO} <= set(NAMES)
+    assert {f"{name}.yaml" for name in [*ZOO, *NOT_SLOW]} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "_SP_" in name])
@@ -298,6 +310,7 @@ def test_get_gives_the_model_with_its_initial_weights(suffix, monkeypatch):
     assert loaded == ["detectron2://ImageNetPretrained/MSRA/R-50.pkl"]
 
 
+@pytest.mark.slow
 def test_the_page_of_the_model_zoo_has_every_config_and_its_parameters():
     tool = runpy.run_path(str(ROOT / "tools/model_zoo_table.py"))
     text = tool["DOCUMENT"].read_text()

@@ -28,7 +28,6 @@ import multiprocessing
 import os
 import pickle
 import random
-import resource
 import struct
 import sys
 import tempfile
@@ -690,6 +689,8 @@ def _work(connection, seed: int) -> None:
     warnings.simplefilter("ignore")
     # Memory that is asked for beyond this is an error, and does not bring down the machine.
     if sys.platform == "linux":
+        import resource
+
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -11,8 +11,8 @@ import argparse
 import itertools
 import json
 import logging
+import mmap
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -30,7 +30,7 @@ from . import small_run
 
 SHIPPED = Path(__file__).resolve().parents[2] / "hypernet_d2/deploy/models/digits.onnx"
 
-PAGE = resource.getpagesize()
+PAGE = mmap.PAGESIZE
 
 
 def detect_many(images: int, folder: Path) -> dict:
