@@ -97,6 +97,7 @@ def data(tmp_path_factory) -> dict[str, str]:
         "pascal_voc": "zoo_voc",
         "coco": "zoo_coco",
         "bccd_test": "zoo_cells",
+        "my_val": "zoo_coco",
         "keypoints_coco_2017_val": "zoo_persons",
         "coco_sample": "zoo_persons",
         "digits_val": "zoo_digits",
@@ -284,6 +285,13 @@ def test_an_ablation_is_one_key(name):
 
 def _items(tree: dict) -> list[tuple[str, str]]:
     return [(key, repr(value)) for key, value in tree.items()]
+
+
+def test_the_base_for_own_data_flips_images():
+    from hypernet_d2 import model_zoo
+
+    cfg = model_zoo.get_config("Custom-Detection/hypernet_R_18.yaml")
+    assert cfg.INPUT.RANDOM_FLIP == "horizontal"
 
 
 def test_a_config_that_is_not_there_is_named_beside_those_that_are():
