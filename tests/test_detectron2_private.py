@@ -168,3 +168,8 @@ def test_no_other_private_name_is_used():
             if isinstance(node, ast.ImportFrom) and is_foreign(node.module):
                 used |= private(alias.name for alias in node.names)
         assert not used - NAMES - set(OF_OTHER_PACKAGES), path
+
+
+def test_nothing_is_patched():
+    for path in PACKAGE.rglob("*.py"):
+        assert "unittest" not in path.read_text(encoding="utf-8"), path  # where mock.patch is from

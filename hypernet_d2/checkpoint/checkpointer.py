@@ -77,11 +77,11 @@ class HyperNetCheckpointer(DetectionCheckpointer):
         self._path = path
         file = path.partition("?")[0]
         if file and "://" not in file and not os.path.isfile(file):
-            raise FileNotFoundError(
-                f"no checkpoint {file!r} (MODEL.WEIGHTS){similar_files(file)}; "
-                "tools/convert_torchvision_weights.py writes the ImageNet weights of VGG16 and "
+            hint = similar_files(file) or (
+                "; tools/convert_torchvision_weights.py writes the ImageNet weights of VGG16 and "
                 "AlexNet"
             )
+            raise FileNotFoundError(f"no checkpoint {file!r} (MODEL.WEIGHTS){hint}")
         try:
             loaded = super().load(path, *args, **kwargs)
         except Exception:

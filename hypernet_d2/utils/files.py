@@ -57,10 +57,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def similar_files(path: str | os.PathLike) -> str:
-    """The hint of `did_you_mean` for a missing file, from the names in its folder."""
-    path = Path(path)
+    """The hint of `did_you_mean` for a path that does not exist.
+
+    The first part of the path that does not exist is compared with the names in its folder.
+    """
+    existing = Path(path).absolute()
+    while not existing.parent.exists():
+        existing = existing.parent
     try:
-        names = os.listdir(path.parent)
+        names = os.listdir(existing.parent)
     except OSError:
         return ""
-    return did_you_mean(str(path), (str(path.parent / name) for name in names))
+    depth = len(Path(path).absolute().parts) - len(existing.parts)
+    given = Path(path).parents[depth - 1] if depth else Path(path)
+    return did_you_mean(str(given), (str(given.with_name(name)) for name in names))
