@@ -17,7 +17,8 @@ hide='import sys; sys.modules["detectron2"] = None'
 run_shipped() {
     python -W ignore -c "$hide
 from hypernet_d2.deploy.evaluate import main
-sys.exit(main())" "$shipped" "$2/annotations.json" "$2" --sheet "$1"
+from hypernet_d2_cli import run
+sys.exit(run(main))" "$shipped" "$2/annotations.json" "$2" --sheet "$1"
 }
 
 # digits ROOT [NUMBER]: generate the validation scenes, or the first few of them; their folder.

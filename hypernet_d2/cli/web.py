@@ -62,11 +62,11 @@ def draw_views(image: np.ndarray, stages: Stages, classes: tuple[str, ...]) -> l
         for label, score in zip(found.classes, found.scores, strict=True)
     ]
     ranks = np.arange(len(stages.proposals))
-    unlabelled = [""] * len(ranks)
+    unlabeled = [""] * len(ranks)
     return [
         draw_detections(large, found.boxes * factor, labels, found.classes),
-        draw_detections(large, stages.proposals * factor, unlabelled, ranks),
-        draw_detections(large, stages.windows * factor, unlabelled, ranks),
+        draw_detections(large, stages.proposals * factor, unlabeled, ranks),
+        draw_detections(large, stages.windows * factor, unlabeled, ranks),
         tile_channels(stages.feature),
     ]
 

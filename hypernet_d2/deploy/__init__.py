@@ -1,7 +1,7 @@
 """Runs exported models on onnxruntime or PyTorch; imports neither detectron2 nor the training code.
 
-Files come from ``tools/export_model.py``. ``python -m hypernet_d2.deploy MODEL IMAGE --output OUT``
-draws what a model detects.
+``tools/export_model.py`` writes the files. Detections in an image or a folder are printed and drawn
+by ``python -m hypernet_d2.deploy MODEL IMAGE --output OUT``.
 """
 
 from pathlib import Path
@@ -22,5 +22,5 @@ __all__ = [
     "read_image",
 ]
 
-# A small model of the digits, for a first look; models/README.md says how it was made.
+# A small model that detects digits, to try deployment with; see models/README.md.
 DIGITS_MODEL = Path(__file__).parent / "models" / "digits.onnx"

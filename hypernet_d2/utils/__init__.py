@@ -1,1 +1,1 @@
-"""Files, images and checks that need neither detectron2 nor PyTorch."""
+"""Files, images, drawing and checks that need neither detectron2 nor PyTorch."""

@@ -153,15 +153,24 @@ def _printable(text: str, substitute: str, size: int) -> tuple[str, ImageFont.Fr
     Where no installed font has them, the part of the text from the first character that Pillow's
     own font lacks to the last one is replaced by ``substitute``, and a warning says so once.
     """
-    default = ImageFont.load_default(size)
-    lacking = [i for i, character in enumerate(text) if not _has(default, character)]
+    lacking = [i for i, character in enumerate(text) if not _in_default_font(character)]
     if not lacking:
-        return text, default
-    characters = "".join(sorted({text[i] for i in lacking}))
-    path = _font_with(characters)
+        return text, _font(None, size)
+    path = _font_with("".join(sorted({text[i] for i in lacking})))
     if path:
-        return text, ImageFont.truetype(path, size)
-    return f"{text[: lacking[0]]}{substitute}{text[lacking[-1] + 1 :]}", default
+        return text, _font(path, size)
+    return f"{text[: lacking[0]]}{substitute}{text[lacking[-1] + 1 :]}", _font(None, size)
+
+
+@cache
+def _font(path: str | None, size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font for None."""
+    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size)
+
+
+@cache
+def _in_default_font(character: str) -> bool:
+    return _has(_font(None, 10), character)
 
 
 @cache
@@ -169,7 +178,7 @@ def _font_with(characters: str) -> str | None:
     """The path of an installed font that has all of the characters, a plain one if possible."""
     for path in sorted(_installed_fonts(), key=_plainness):
         try:
-            font = ImageFont.truetype(path, 10)
+            font = ImageFont.truetype(path, 10)  # not kept open, unlike those of _font
             if all(_has(font, character) for character in f"{characters}a0%"):
                 return path
         except OSError:  # a damaged font, or one of bitmaps in other sizes
@@ -202,14 +211,14 @@ def _installed_fonts() -> Iterator[str]:
     for folder in folders:
         for parent, _, names in os.walk(folder):
             for name in names:
-                name_lower = name.lower()
-                # A last-resort font has boxes only, for every character.
-                if name_lower.endswith((".ttf", ".otf", ".ttc")) and "lastresort" not in name_lower:
+                lower = name.lower()
+                # A last-resort font has the same box for every character.
+                if lower.endswith((".ttf", ".otf", ".ttc")) and "lastresort" not in lower:
                     yield os.path.join(parent, name)
 
 
 def _plainness(path: str) -> tuple:
-    """Sorts upright sans-serif fonts of normal weight first."""
+    """A sort key: upright sans-serif fonts of normal weight come first."""
     name = os.path.basename(path).lower()
     styled = any(word in name for word in ("bold", "italic", "oblique", "light", "mono", "thin"))
-    return styled, "sans" not in name or "serif" in name.replace("sansserif", ""), name
+    return styled, "sans" not in name, name

@@ -45,6 +45,7 @@ _TIFF_SIZE = (256, 257)  # width, height
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 # A 12-bit image in 16 bits has no value above this when it is scaled to 8 bits.
 _DARK = 15.95
+_warned = False  # whether an image below it was reported
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -67,7 +68,7 @@ def bgr_array(image: Image.Image) -> np.ndarray:
 
 
 def as_shown(image: Image.Image) -> Image.Image:
-    """The image after the rotation that its Exif or XMP data asks for, with 8 bits a channel.
+    """Apply the rotation that an image's Exif or XMP data asks for, and reduce it to 8 bits.
 
     Unsigned integers of more than 8 bits are scaled by the range of their type (a 16-bit value is
     divided by 257), floating-point values from the range 0 to 1. Images of 8 bits keep their
@@ -79,11 +80,12 @@ def as_shown(image: Image.Image) -> Image.Image:
         OSError and others, of Pillow: the image is damaged.
     """
     _refuse_programs(image)
+    name = getattr(getattr(image, "fp", None), "name", "an image")
     image.load()
-    # Asked after loading, in which Pillow turns a TIFF image by itself.
+    # Read after loading, since Pillow rotates a TIFF image while it loads.
     transposition = _TRANSPOSITIONS.get(_orientation(image))
     if image.mode.startswith(("I", "F")):
-        image = _scale_to_8_bits(image)
+        image = _scale_to_8_bits(image, name)
     return image if transposition is None else image.transpose(transposition)
 
 
@@ -97,7 +99,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     with _open_named(path) as image:
         _refuse_programs(image)
         width, height = image.size
-        if image.format == "TIFF":  # whose size Pillow may have exchanged already
+        if image.format == "TIFF":  # Pillow may have exchanged width and height already
             width, height = (image.tag_v2[tag] for tag in _TIFF_SIZE)
         elif image.format == "PNG" and not _METADATA & image.info.keys():
             return width, height  # Pillow would decode all pixels to look for Exif data
@@ -107,7 +109,8 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
 
 def list_images(folder: str | os.PathLike) -> list[Path]:
     """The files in a folder whose suffix, in any case, is in `IMAGE_SUFFIXES`, sorted by name."""
-    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = (path for path in Path(folder).iterdir() if path.is_file())
+    return sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def fit_size(
@@ -173,8 +176,8 @@ def _orientation(image: Image.Image) -> int | None:
         return None
 
 
-def _scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """A loaded image of mode "F", "I" or "I;16..." in mode "L"."""
+def _scale_to_8_bits(image: Image.Image, name: str) -> Image.Image:
+    """Convert a loaded image of mode "F", "I" or "I;16..." to mode "L"."""
     tags = getattr(image, "tag_v2", {})  # of a TIFF file
     values = np.asarray(image)
     low, high = values.min(), values.max()
@@ -188,23 +191,21 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
         bits = tags.get(_TIFF_BITS, (16,))[0]
         scale = 255.0 / (2**bits - 1)
     if 0 < high * scale < _DARK:
-        _warn_once_of_dark_image(image, high)
+        _warn_once_of_dark_image(name, high)
     scaled = np.rint(values * np.float32(scale))
     if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
         scaled = 255 - scaled
     return Image.fromarray(scaled.astype(np.uint8))
 
 
-def _warn_once_of_dark_image(image: Image.Image, high: float) -> None:
+def _warn_once_of_dark_image(name: str, high: float) -> None:
+    global _warned
     if not _warned:
-        _warned.append(True)
+        _warned = True
         logger.warning(
-            "%s: the largest value of its more than 8 bits is %g, so that it is read as nearly "
-            "black; if the camera gives fewer bits than the file holds, rescale the files. Further "
-            "such images are not named",
-            getattr(image, "filename", "") or "an image",
+            "%s has more than 8 bits, but its largest value is only %g: it is read as nearly "
+            "black. If the camera gives fewer bits than the file holds, rescale the files. Other "
+            "such images are not reported",
+            name,
             high,
         )
-
-
-_warned: list[bool] = []

@@ -83,15 +83,15 @@ def test_values_of_an_unknown_range_are_refused(tmp_path, values, message):
         read_image(tmp_path / "a.tif")
 
 
-def test_a_picture_that_uses_few_of_its_bits_is_told_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "_warned", [])
+def test_an_image_that_uses_few_of_its_bits_is_reported_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "_warned", False)
     for name in ("a.png", "b.png"):
         Image.fromarray(np.rint(4095 * RAMP).astype(np.uint16)).save(tmp_path / name)
     with logged_by("hypernet_d2.utils.images", 30) as messages:
         for name in ("a.png", "b.png"):
             read_image(tmp_path / name)
     (message,) = messages
-    assert "a.png: the largest value of its more than 8 bits is 4095" in message
+    assert "a.png has more than 8 bits, but its largest value is only 4095" in message
 
 
 MODES = ["1", "L", "LA", "P", "P transparent", "PA", "RGB", "RGBA", "CMYK", "YCbCr"]
@@ -193,6 +193,7 @@ def test_a_program_is_refused_before_it_runs(tmp_path):
 def test_the_images_of_a_folder_are_listed_whatever_the_case_of_their_suffix(tmp_path):
     for name in ("b.JPG", "a.jpeg", "d.Tiff", "c.png", "notes.txt", "png"):
         (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
     assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.JPG", "c.png", "d.Tiff"]
 
 
