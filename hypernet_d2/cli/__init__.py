@@ -1,1 +1,1 @@
-"""The commands; ``train_net.py``, ``demo/`` and ``tools/`` call them."""
+"""The commands of ``hypernet-d2``, which ``train_net.py``, ``demo/`` and ``tools/`` call, too."""

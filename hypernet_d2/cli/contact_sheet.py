@@ -1,4 +1,7 @@
-"""A contact sheet: validation images, their ground truth beside what a model detects in them."""
+"""Draws images of the test set on one sheet, ground truth beside the detections of a model.
+
+The images are evenly spaced in the first set of DATASETS.TEST.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,33 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
-from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
-from matplotlib import pyplot as plt
+from PIL import Image
 
 from hypernet_d2.data import load_dataset
 from hypernet_d2.data.dataset_mapper import read_named
 from hypernet_d2.engine import Predictor, add_data_argument, setup_cfg
 from hypernet_d2.engine.visualizer import BoxVisualizer
+from hypernet_d2.utils.drawing import make_sheet
+
+from .arguments import CommandParser, add_config_arguments
 
 PAIRS_PER_ROW = 2
-CELL_WIDTH = 640  # pixels of one image on the sheet
-DPI = 160
+CELL_WIDTH = 480  # pixels of one image on the sheet
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True, help="config of the model")
+    parser = CommandParser(
+        __doc__,
+        "--config Digits-Detection/hypernet_R_18_demo --output sheet.png "
+        "MODEL.WEIGHTS output/digits/model_final.pth",
+    )
+    add_config_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="picture to write, .png or .jpg")
-    parser.add_argument("--num-images", type=int, default=8, help="images shown (default: 8)")
+    parser.add_argument("--num-images", type=int, default=8, help="number of images (default: 8)")
     parser.add_argument(
-        "--score", type=float, default=0.5, help="least score that is shown (default: 0.5)"
+        "--score", type=float, default=0.5, help="minimum score of a detection (default: 0.5)"
     )
     add_data_argument(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ..., as in train_net.py")
@@ -40,31 +44,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--num-images {args.num_images}: expected 1 or more")
     if not 0 <= args.score <= 1:
         parser.error(f"--score {args.score}: expected a number from 0 to 1")
+    if args.output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        parser.error(f"--output {args.output}: expected a name that ends in .png or .jpg")
     return args
 
 
-def load_cfg(args: argparse.Namespace) -> CfgNode:
-    """The config, with the score threshold set."""
-    cfg = setup_cfg(args)
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.score
-    return cfg
-
-
 def draw_ground_truth(image: np.ndarray, metadata: Metadata, record: dict) -> np.ndarray:
-    objects = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+    """The boxes of a record of the data set of ``metadata``, drawn on (H, W, 3), RGB."""
+    objects = [
+        {key: a[key] for key in ("bbox", "bbox_mode", "category_id")}  # without masks
+        for a in record["annotations"]
+        if not a.get("iscrowd", 0)
+    ]
     visualizer = BoxVisualizer(image, metadata, scale=CELL_WIDTH / image.shape[1])
     return visualizer.draw_dataset_dict({"annotations": objects}).get_image()
 
 
-def draw_detections(image: np.ndarray, predictor: Predictor):
-    """The detections drawn, and how many there are."""
+def draw_detections(image: np.ndarray, predictor: Predictor) -> tuple[np.ndarray, int]:
+    """The detections drawn on (H, W, 3), RGB, and their number."""
     instances = predictor(image[:, :, ::-1])["instances"].to("cpu")
     visualizer = BoxVisualizer(image, predictor.metadata, scale=CELL_WIDTH / image.shape[1])
     return visualizer.draw_instance_predictions(instances).get_image(), len(instances)
 
 
 def last_ap(weights: str) -> float | None:
-    """Box AP that training last wrote into metrics.json beside ``weights``, if it did."""
+    """The last box AP in metrics.json beside ``weights``, if there is one."""
     metrics = Path(weights).parent / "metrics.json"
     if not metrics.is_file():
         return None
@@ -72,49 +76,32 @@ def last_ap(weights: str) -> float | None:
     return next((line["bbox/AP"] for line in reversed(lines) if "bbox/AP" in line), None)
 
 
-def make_sheet(args: argparse.Namespace, cfg: CfgNode) -> plt.Figure:
-    name = cfg.DATASETS.TEST[0]
-    predictor = Predictor(cfg)
-    # The class numbers of the set may be others than the model's.
+def draw_sheet(predictor: Predictor, num_images: int, heading: str) -> np.ndarray:
+    """(H, W, 3), RGB."""
+    name = predictor.cfg.DATASETS.TEST[0]
     records, metadata = load_dataset(name), MetadataCatalog.get(name)
-    # Spread over the set: neighbours in it are often alike.
-    picked = np.linspace(0, len(records) - 1, min(args.num_images, len(records))).round()
-
-    rows = -(-len(picked) // PAIRS_PER_ROW)
-    inches = CELL_WIDTH / DPI
-    figure, axes = plt.subplots(
-        rows,
-        2 * PAIRS_PER_ROW,
-        figsize=(2 * PAIRS_PER_ROW * inches, rows * (inches * 0.75 + 0.35) + 0.4),
-        squeeze=False,
-        dpi=DPI,
-        layout="constrained",
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for index, pair in zip(picked.astype(int), axes.reshape(-1, 2), strict=False):
-        record = records[index]
+    indices = np.linspace(0, len(records) - 1, min(num_images, len(records))).round().astype(int)
+    pictures, titles = [], []
+    for record in (records[i] for i in indices):
         image = read_named(record["file_name"], format="RGB")
-        pair[0].imshow(draw_ground_truth(image, metadata, record))
-        pair[0].set_title(
-            f"{Path(record['file_name']).name}: ground truth, {len(record['annotations'])}"
-        )
         drawn, count = draw_detections(image, predictor)
-        pair[1].imshow(drawn)
-        pair[1].set_title(f"detections, {count}")
-    figure.suptitle(title(args, cfg, name), fontsize=14)
-    return figure
-
-
-def title(args: argparse.Namespace, cfg: CfgNode, dataset: str) -> str:
-    ap = last_ap(cfg.MODEL.WEIGHTS)
-    parts = [args.config_file, f"{dataset}" + (f", AP {ap:.1f}" if ap is not None else "")]
-    return "   |   ".join([*parts, f"detections with score {args.score:g} or more"])
+        pictures += [draw_ground_truth(image, metadata, record), drawn]
+        file_name = Path(record["file_name"]).name
+        titles.append(f"{file_name}: ground truth, {len(record['annotations'])}")
+        titles.append(f"detections, {count}")
+    return make_sheet(pictures, titles, columns=2 * PAIRS_PER_ROW, heading=heading)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    figure = make_sheet(args, load_cfg(args))
+    cfg = setup_cfg(args)
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.score
+    predictor = Predictor(cfg)
+    ap = last_ap(cfg.MODEL.WEIGHTS)
+    heading = f"{args.config_file}   |   {cfg.DATASETS.TEST[0]}"
+    heading += f", AP {ap:.1f}" if ap is not None else ""
+    heading += f"   |   detections with a score of at least {args.score:g}"
+    sheet = draw_sheet(predictor, args.num_images, heading)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.output)
+    Image.fromarray(sheet).save(args.output)
     print(args.output)

@@ -48,7 +48,13 @@ class NamedErrorDatasetMapper(DatasetMapper):
 
     def __call__(self, dataset_dict: dict) -> dict:
         file_name = dataset_dict["file_name"]
-        image = read_named(file_name, self.image_format)
+        try:
+            image = read_named(file_name, self.image_format)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; 'python -m hypernet_d2 inspect-data --dataset NAME --check-images' "
+                "lists all such images of a data set"
+            ) from error
         try:
             return self._map(copy.deepcopy(dataset_dict), image)
         except SizeMismatchError:

@@ -1,11 +1,11 @@
 """Times detectors on one image, split by part, in turns in one process.
 
-The weights are random. For a detector to work as hard as a trained one, its proposals are filled up
-to POST_NMS_TOPK_TEST with random boxes where fewer survive (the time of that does not count), and
-its class scores are spread out, so that regions pass SCORE_THRESH_TEST.
+The weights are random. So that the RoI heads have the work of a trained detector, random boxes are
+added up to POST_NMS_TOPK_TEST proposals (without measuring that time), and the class scores are
+scaled so that some pass SCORE_THRESH_TEST.
 
-Parts: preprocess; trunk; feature (hyper feature, or feature pyramid); proposals; detection (boxes);
-mask; keypoint; postprocess. Memory is what one call takes beyond the weights.
+Parts: preprocess; trunk; feature (hyper feature or feature pyramid); proposals; detection (boxes);
+mask; keypoint; postprocess. Memory is what a call allocates in addition to the weights.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from .models import Clock, Contender, add_arguments, check_arguments, measure, r
 __all__ = ["add_arguments", "check_arguments", "run"]
 
 SIZE = (600, 1000)
-# Of the class scores' logits: one or two classes a region then pass the stock threshold of 0.05,
-# whether there are 3 classes or 80. Random ones pass all or none.
-LOGITS_SPREAD = 3.0
+# Standard deviation of the class logits. One or two classes per region then pass the stock threshold
+# of 0.05, for 3 classes or 80; with the initial weights all or none pass.
+LOGITS_STD = 3.0
 HEADS = {"mask": ("mask_pooler", "mask_head"), "keypoint": ("keypoint_pooler", "keypoint_head")}
 
 
@@ -56,11 +56,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 class TimedDetector:
-    """A detector whose submodules note when they begin and end.
+    """A detector with hooks that record when its submodules begin and end.
 
     Attributes:
-        counts: proposals that reach the regions' heads, those of them that were filled in, and
-            detections, an image, in the last call.
+        counts: of the last call, the means per image of the proposals that the RoI heads receive,
+            of the random ones among them, and of the detections.
     """
 
     def __init__(self, contender: Contender, images: list[torch.Tensor], clock: Clock):
@@ -74,7 +74,7 @@ class TimedDetector:
         self._watch_all()
         for layer in self.model.roi_heads.modules():
             if isinstance(layer, FastRCNNOutputLayers):
-                _spread_scores(layer)
+                _scale_scores(layer)
 
     def _watch_all(self) -> None:
         backbone, heads = self.model.backbone, self.model.roi_heads
@@ -111,7 +111,7 @@ class TimedDetector:
 
     @torch.no_grad()
     def detect(self) -> dict[str, float]:
-        """Detect once. Returns seconds by part."""
+        """Detect once; return {part: seconds}."""
         self._spans.clear()
         start = self._clock.mark()
         outputs = self.model(self.inputs)
@@ -148,12 +148,12 @@ def _filled_up(proposals: Instances, number: int) -> Instances:
     return Instances.cat([proposals, extra])
 
 
-def _spread_scores(layer: FastRCNNOutputLayers) -> None:
-    """Scale the class scores in the first call, once there are any to scale."""
+def _scale_scores(layer: FastRCNNOutputLayers) -> None:
+    """Scale the layer of the class logits in its first call, to a deviation of `LOGITS_STD`."""
 
     def scale(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
         handle.remove()
-        factor = LOGITS_SPREAD / float(output.std())
+        factor = LOGITS_STD / float(output.std())
         module.weight.data *= factor
         module.bias.data *= factor
         return output * factor

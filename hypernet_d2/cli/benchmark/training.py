@@ -1,9 +1,9 @@
 """Times training iterations of detectors, split into forward, backward and step, in turns.
 
-Batches come from each config's own train loader, the same images for all contenders, loaded before
-the clock starts; or are generated, where the data set is not there or --size is given. The learning
-rate is that of the warm-up's first iteration. Memory is what one iteration takes beyond weights,
-momentum and the gradients of the iteration before.
+The batches are loaded by the config's train loader before the measurement, and have the same images
+for all contenders. If the data set is missing or --size is given, they are generated. The learning
+rate is that of the first iteration of the warm-up. Memory is what an iteration allocates in addition
+to weights, momentum and the gradients of the iteration before.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from .models import Clock, add_arguments, check_arguments, measure, report
 
 __all__ = ["add_arguments", "check_arguments", "run"]
 
-BATCHES = 4  # they take turns
+BATCHES = 4  # used in turn
 OBJECTS = 8  # in each generated image
 
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         cfg = contender.cfg
         if args.batch:
             cfg.SOLVER.IMS_PER_BATCH = args.batch
-        cfg.DATALOADER.NUM_WORKERS = 0  # one sequence of random numbers gives all the same images
+        cfg.DATALOADER.NUM_WORKERS = 0  # all contenders get the same images from one seed
         batches, data[contender.name] = batches_of(cfg, args.size)
         seed_all_rng(0)
         model = Trainer.build_model(cfg)
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def batches_of(cfg: CfgNode, size: tuple[int, int] | None) -> tuple[list[list[dict]], str]:
-    """Some batches of the config's train loader, else generated ones; and what they are, in words.
+    """Batches of the config's train loader, or generated ones, and a description of them.
 
     Args:
         size: (H, W) of generated images; None for those of the data set.
@@ -79,7 +79,7 @@ def batches_of(cfg: CfgNode, size: tuple[int, int] | None) -> tuple[list[list[di
 
 
 def generated_image(cfg: CfgNode, height: int, width: int) -> dict:
-    """Noise, with random boxes of half its size and less, and what else the model learns from."""
+    """An image of noise with random boxes, and masks and keypoints if the config has such heads."""
     extent = torch.tensor([width, height]) / 2
     corner = torch.rand(OBJECTS, 2) * extent
     boxes = torch.cat([corner, corner + (0.1 + 0.9 * torch.rand(OBJECTS, 2)) * extent], dim=1)
@@ -102,7 +102,7 @@ def generated_image(cfg: CfgNode, height: int, width: int) -> dict:
 def iteration_of(
     model: torch.nn.Module, cfg: CfgNode, batches: list[list[dict]], clock: Clock
 ) -> Callable[[], dict[str, float]]:
-    """A function that trains for one iteration and returns seconds by part."""
+    """A function that trains for one iteration and returns {part: seconds}."""
     optimizer = Trainer.build_optimizer(cfg, model.train())
     for group in optimizer.param_groups:
         group["lr"] *= cfg.SOLVER.WARMUP_FACTOR
