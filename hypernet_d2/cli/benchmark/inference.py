@@ -24,8 +24,8 @@ from .models import Clock, Contender, add_arguments, check_arguments, measure, r
 __all__ = ["add_arguments", "check_arguments", "run"]
 
 SIZE = (600, 1000)
-# Standard deviation of the class logits. One or two classes per region then pass the stock threshold
-# of 0.05, for 3 classes or 80; with the initial weights all or none pass.
+# Standard deviation of the class logits. One or two classes per region then pass the stock
+# threshold of 0.05, for 3 classes or 80; with the initial weights all or none pass.
 LOGITS_STD = 3.0
 HEADS = {"mask": ("mask_pooler", "mask_head"), "keypoint": ("keypoint_pooler", "keypoint_head")}
 

@@ -2,8 +2,8 @@
 
 The batches are loaded by the config's train loader before the measurement, and have the same images
 for all contenders. If the data set is missing or --size is given, they are generated. The learning
-rate is that of the first iteration of the warm-up. Memory is what an iteration allocates in addition
-to weights, momentum and the gradients of the iteration before.
+rate is that of the first iteration of the warm-up. Memory is what an iteration allocates beyond
+weights, momentum and the gradients of the iteration before.
 """
 
 import argparse
