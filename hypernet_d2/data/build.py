@@ -18,6 +18,8 @@ from detectron2.data.build import (
 )
 from torch.utils import data
 
+from .config_checks import check_keypoints, check_masks, warn_of_unfit_windows
+from .image_files import check_image_sizes
 from .load import check_registered, load_dataset
 from .proposals import add_proposals
 
@@ -34,7 +36,8 @@ def get_training_records(cfg: CfgNode) -> list[dict] | data.Dataset:
         The records of all sets in one list, or the torch data set if one is registered.
 
     Raises:
-        ValueError, FileNotFoundError: see `load_dataset` and `add_proposals`; or no image is left.
+        ValueError, FileNotFoundError: see `load_dataset`, `add_proposals` and `config_checks`; no
+            image is left.
     """
     names = _check_names(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
     sets = [load_dataset(name) for name in names]
@@ -43,12 +46,15 @@ def get_training_records(cfg: CfgNode) -> list[dict] | data.Dataset:
     for name, records in zip(names, sets, strict=True):
         if not any("annotations" in record for record in records):
             raise ValueError(f"data set {name!r} has no annotations to train on (DATASETS.TRAIN)")
+        check_masks(cfg, records, name)
+        check_keypoints(cfg, records, name, train=True)
     _check_same_classes(names)
     if cfg.MODEL.LOAD_PROPOSALS:
         _add_proposals(sets, cfg.DATASETS.PROPOSAL_FILES_TRAIN, names, "TRAIN")
     sets = _leave_out_images(cfg, sets, names)
     records = list(itertools.chain.from_iterable(sets))
     classes = MetadataCatalog.get(names[0]).get("thing_classes")
+    warn_of_unfit_windows(cfg, records, names)
     if classes is not None:
         print_instances_class_histogram(records, classes)  # to the log
     return records
@@ -58,13 +64,16 @@ def get_test_records(cfg: CfgNode, name: str) -> list[dict] | data.Dataset:
     """The records of a test set, with proposals where the config loads them.
 
     Raises:
-        ValueError, FileNotFoundError: see `load_dataset` and `add_proposals`; or it has no image.
+        ValueError, FileNotFoundError: see `load_dataset`, `add_proposals` and `config_checks`; the
+            set has no image, or images of another size than stated.
     """
     (name,) = _check_names([name], "DATASETS.TEST")
     records = load_dataset(name)
     if isinstance(records, list):
         if not records:
             raise ValueError(f"data set {name!r} has no image")
+        check_image_sizes(records, name)
+        check_keypoints(cfg, records, name, train=False)
         if cfg.MODEL.LOAD_PROPOSALS:
             files = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
             _add_proposals([records], [files[name]] if name in files else [], [name], "TEST")

@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
 
-from hypernet_d2.utils.coco_json import check_object, join_first, shorten
+from hypernet_d2.utils.coco_json import check_object, join_first, select_polygons, shorten
 from hypernet_d2.utils.images import image_size
 
 from .image_files import check_images_exist
@@ -32,9 +32,11 @@ def check_records(
       ``image_id`` becomes the record's number, where no record has one. A record without
       ``annotations`` among others that have them is an image without objects; a set without any
       keeps its records as they are.
-    - Boxes without area and boxes outside of their image are removed. They, boxes partly outside,
-      which detectron2 clips, and images that stand in several records are counted and logged once,
-      with their files.
+    - Polygons of fewer than 3 points are removed, and ``segmentation`` with its last polygon.
+    - Boxes without area and boxes outside of their image are removed.
+
+    What is removed, boxes partly outside, which detectron2 clips, and images that stand in several
+    records are counted and logged once, with their files.
 
     Args:
         records: of the set, each with a ``file_name``; changed in place.
@@ -64,14 +66,23 @@ def check_records(
     classes = metadata.get("thing_classes", None)
     num_keypoints = len(metadata.get("keypoint_names", None) or ())
     odd_boxes: dict[str, list[str]] = defaultdict(list)
+    bad_polygons: list[str] = []
     for record in records:
         if record.get("annotations"):
             kept = _check_annotations(record, name, classes, num_keypoints, odd_boxes)
             if not keep_odd_boxes and len(kept) < len(record["annotations"]):
                 record["annotations"] = kept
+            if any([_remove_bad_polygons(one) for one in record["annotations"]]):
+                bad_polygons.append(os.path.basename(record["file_name"]))
     check_images_exist([os.fspath(record["file_name"]) for record in records], name)
+    if bad_polygons:
+        _warn_once(
+            f"data set {name!r}: polygons of fewer than 3 points are left out, in "
+            f"{len(bad_polygons)} image(s): {join_first(bad_polygons)}"
+        )
     _log_repeated_images(records, name)
-    log_odd_boxes(odd_boxes, f"data set {name!r}")
+    if not keep_odd_boxes:
+        log_odd_boxes(odd_boxes, f"data set {name!r}")
     return records
 
 
@@ -108,10 +119,22 @@ def log_odd_boxes(odd_boxes: dict[str, Sequence[str]], source: str, where: str =
         _warn_once(f"{source}: {len(files)} box(es) {what}: {join_first(files)}{where}")
 
 
+def _remove_bad_polygons(one: dict) -> bool:
+    """Whether the object had polygons that are none."""
+    polygons = one.get("segmentation")
+    if not isinstance(polygons, list):
+        return False
+    one["segmentation"] = select_polygons(polygons)
+    removed = len(polygons) - len(one["segmentation"])
+    if not one["segmentation"]:
+        del one["segmentation"]
+    return removed > 0
+
+
 def _log_repeated_images(records: list[dict], name: str) -> None:
     ids: dict[str, set] = defaultdict(set)
     for record in records:
-        ids[os.fspath(record["file_name"])].add(record.get("image_id"))
+        ids[os.path.normpath(record["file_name"])].add(record.get("image_id"))
     repeated = [
         f"{file} (image ids {shorten(sorted(map(str, found)))})"
         for file, found in ids.items()

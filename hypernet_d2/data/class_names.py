@@ -33,7 +33,7 @@ def match_classes(
     model_classes: Sequence[str],
     dataset_name: str,
     dataset_classes: Sequence[str],
-    model: str = "the model",
+    source: str = "the model",
 ) -> list[int]:
     """The model's number of each class of a data set, by name.
 
@@ -41,7 +41,7 @@ def match_classes(
         model_classes: names in the order of the model's class numbers.
         dataset_name: of the data set.
         dataset_classes: names in the order of the data set's class numbers.
-        model: what has the classes of the model, for the message: the training set.
+        source: what has the model's classes, for the message.
 
     Raises:
         ValueError: naming both and their lists, if a class of the data set is none of the model's.
@@ -50,7 +50,7 @@ def match_classes(
     unknown = [name for name in dataset_classes if name not in numbers]
     if unknown:
         raise ValueError(
-            f"data set {dataset_name!r} has the classes {list(dataset_classes)}, but {model} has "
+            f"data set {dataset_name!r} has the classes {list(dataset_classes)}, but {source} has "
             f"{list(model_classes)}: {', '.join(map(repr, unknown))} cannot be matched by name"
         )
     return [numbers[name] for name in dataset_classes]

@@ -28,8 +28,10 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from hypernet_d2.checkpoint import OUTPUT_FILES, HyperNetCheckpointer, set_class_names
-from hypernet_d2.data import NamedErrorDatasetMapper, PartDatasetMapper, load_dataset
+from hypernet_d2.data import NamedErrorDatasetMapper, PartDatasetMapper
+from hypernet_d2.data.build import get_test_records
 from hypernet_d2.data.class_names import check_test_classes, training_classes
+from hypernet_d2.data.config_checks import check_keypoint_settings
 from hypernet_d2.data.loader import build_test_loader, build_train_loader, seed_everything
 from hypernet_d2.data.parts import has_parts
 from hypernet_d2.evaluation import ProposalRecallEvaluator, build_evaluator, map_classes
@@ -54,7 +56,8 @@ class Trainer(DefaultTrainer):
         """
         Raises:
             ValueError, FileNotFoundError: a data set or the config does not fit; see
-                :func:`load_dataset`, :func:`check_num_classes` and
+                :func:`hypernet_d2.data.load_dataset`, :mod:`hypernet_d2.data.config_checks`,
+                :func:`build_evaluator`, :func:`check_num_classes` and
                 :func:`check_test_time_augmentation`.
         """
         # DefaultTrainer's constructor, step by step: it has no argument for the options of
@@ -63,8 +66,10 @@ class Trainer(DefaultTrainer):
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
         check_test_time_augmentation(cfg)
+        check_keypoint_settings(cfg)
         for name in cfg.DATASETS.TEST:  # before training, not after it
-            load_dataset(name, evaluated=True)
+            get_test_records(cfg, name)
+            self.build_evaluator(cfg, name)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -198,6 +203,7 @@ class Trainer(DefaultTrainer):
         Where the model labels parts they are loaded. Batch i is the same in a resumed run, see
         :func:`hypernet_d2.data.loader.build_train_loader`.
         """
+        check_keypoint_settings(cfg)
         mapper = (PartDatasetMapper if has_parts(cfg) else NamedErrorDatasetMapper)(cfg, True)
         loader = build_train_loader(cfg, mapper)
         check_num_classes(cfg, cfg.DATASETS.TRAIN)
@@ -206,6 +212,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         """The stock loader; an image that cannot be read is named."""
+        check_keypoint_settings(cfg)
         loader = build_test_loader(cfg, dataset_name, NamedErrorDatasetMapper(cfg, False))
         check_num_classes(cfg, [dataset_name])
         return loader

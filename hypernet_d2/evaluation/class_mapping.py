@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def map_classes(
-    cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator]
+    cfg: CfgNode, model: nn.Module, evaluators: DatasetEvaluator | Sequence[DatasetEvaluator]
 ) -> list[DatasetEvaluator]:
     """The evaluators of ``DATASETS.TEST`` for a model whose classes may be in another order.
 
@@ -31,7 +31,11 @@ def map_classes(
     Raises:
         ValueError: see `match_classes`.
     """
-    names = get_class_names(model) or training_classes(cfg.DATASETS.TRAIN)
+    if isinstance(evaluators, DatasetEvaluator):
+        evaluators = [evaluators]
+    names, source = get_class_names(model), "the model"
+    if names is None and (names := training_classes(cfg.DATASETS.TRAIN)):
+        source = f"the training set {cfg.DATASETS.TRAIN[0]!r} (the checkpoint has no class names)"
     mapped = []
     for dataset_name, evaluator in zip(cfg.DATASETS.TEST, evaluators, strict=True):
         classes = MetadataCatalog.get(dataset_name).get("thing_classes")
@@ -51,7 +55,7 @@ def map_classes(
         mapped.append(
             evaluator
             if same
-            else MappedClassesEvaluator(evaluator, names or classes, dataset_name, classes)
+            else MappedClassesEvaluator(evaluator, names or classes, dataset_name, classes, source)
         )
     return mapped
 
@@ -67,6 +71,7 @@ class MappedClassesEvaluator(DatasetEvaluator):
         model_classes: names in the order of the model's class numbers.
         dataset_name: of the data set.
         dataset_classes: names in the order of the data set's class numbers.
+        source: what has the model's classes, for the message.
 
     Raises:
         ValueError: the data set has a class that the model does not; see `match_classes`.
@@ -78,9 +83,10 @@ class MappedClassesEvaluator(DatasetEvaluator):
         model_classes: Sequence[str],
         dataset_name: str,
         dataset_classes: Sequence[str],
+        source: str = "the model",
     ):
         self.evaluator = evaluator
-        self._labels = match_classes(model_classes, dataset_name, dataset_classes)
+        self._labels = match_classes(model_classes, dataset_name, dataset_classes, source)
 
     def reset(self) -> None:
         """As the evaluator's."""
@@ -108,5 +114,5 @@ def select_classes(instances: Instances, labels: Sequence[int]) -> Instances:
     match = old[:, None] == labels
     kept = match.any(dim=1)
     selected = instances[kept]
-    selected.pred_classes = match[kept].long().argmax(dim=1).to(old.dtype)
+    selected.pred_classes = match[kept].nonzero()[:, 1].to(old.dtype)
     return selected

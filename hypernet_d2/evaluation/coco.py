@@ -19,7 +19,7 @@ from detectron2.utils.file_io import PathManager
 from hypernet_d2.checkpoint import OUTPUT_FILES
 from hypernet_d2.data import load_dataset
 from hypernet_d2.data.parts import has_parts
-from hypernet_d2.utils.coco_json import join_first, read_coco_json
+from hypernet_d2.utils.coco_json import join_first, read_coco_json, select_polygons
 
 __all__ = ["build_coco_evaluator", "max_detections", "records_to_coco"]
 
@@ -63,8 +63,10 @@ def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> CO
     else:
         path = PathManager.get_local_path(str(path))
         content = read_coco_json(path, evaluated=True)
+    cleaned = _remove_bad_polygons(content)
     tasks = _choose_tasks(cfg, content, dataset_name)
-    if path is None or _complete(content, "keypoints" in tasks):
+    completed = _complete(content, "keypoints" in tasks)
+    if path is None or cleaned or completed:
         path = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
         _write(content, path)
     values = {"thing_classes": classes, "json_file": path}
@@ -105,9 +107,12 @@ def records_to_coco(records: list[dict], dataset_name: str) -> dict:
         # The conversion reads a registered set, and changes the keypoints in place.
         DatasetCatalog.register(name, lambda: copy.deepcopy(records))
         try:
-            return convert_to_coco_dict(name)
+            content = convert_to_coco_dict(name)
         finally:
             DatasetCatalog.pop(name)
+    if any("annotations" in record for record in records):
+        content.setdefault("annotations", [])  # images without objects, not without ground truth
+    return content
 
 
 @contextlib.contextmanager
@@ -152,6 +157,17 @@ def _choose_tasks(cfg: CfgNode, content: dict, dataset_name: str) -> tuple[str, 
             )
         tasks.append(task)
     return tuple(tasks)
+
+
+def _remove_bad_polygons(content: dict) -> bool:
+    """Remove polygons of fewer than 3 points, which pycocotools takes for boxes; whether any."""
+    found = False
+    for one in content.get("annotations", ()):
+        polygons = one.get("segmentation")
+        if isinstance(polygons, list):
+            one["segmentation"] = select_polygons(polygons)
+            found |= len(one["segmentation"]) < len(polygons)
+    return found
 
 
 def _complete(content: dict, keypoints: bool) -> bool:

@@ -71,6 +71,12 @@ class CheckedPascalVOCEvaluator(PascalVOCDetectionEvaluator):
         ]
         super().process(numbered, chosen)
 
+    def evaluate(self) -> dict | None:
+        """As the stock one; the AP of a set without objects is NaN."""
+        if not self._evaluated_classes:
+            return {"bbox": dict.fromkeys(("AP", "AP50", "AP75"), float("nan"))}
+        return super().evaluate()
+
 
 def _load_records(dataset_name: str) -> list[dict]:
     metadata = MetadataCatalog.get(dataset_name)

@@ -31,6 +31,7 @@ __all__ = [
     "is_outside_folder",
     "join_first",
     "read_coco_json",
+    "select_polygons",
     "shorten",
 ]
 
@@ -187,16 +188,21 @@ def find_bad_polygons(content: dict) -> BadPolygons:
         polygons = one.get("segmentation")
         if not polygons or isinstance(polygons, dict):
             continue
-        bad = [len(polygon) < 6 or len(polygon) % 2 != 0 for polygon in polygons]
-        if any(bad):
+        good = select_polygons(polygons)
+        if len(good) < len(polygons):
             ids.append(one["id"])
-        if all(bad):
+        if not good:
             lost.append(one)
     images = {one["image_id"] for one in lost}
     counts = Counter(
         one["image_id"] for one in content.get("annotations", ()) if one["image_id"] in images
     )
     return BadPolygons(ids, lost, dict(counts))
+
+
+def select_polygons(polygons: list[list[float]]) -> list[list[float]]:
+    """The polygons that have at least 3 points."""
+    return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
 
 
 def check_object(annotation: dict, size: tuple[int, int] | None, numbers: int = 4) -> None:

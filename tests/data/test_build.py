@@ -43,6 +43,13 @@ def without_objects(records):
     return [{**record, "annotations": []} for record in records]
 
 
+def with_hidden_keypoints(records):
+    for record in records:
+        for one in record["annotations"]:
+            one["keypoints"] = [4.0, 4.0, 0]
+    return records
+
+
 def test_images_without_objects_are_left_out(register):
     name = register("a", lambda records: [*records[:1], *without_objects(records[1:])])
     records = training_records(name)
@@ -55,10 +62,11 @@ def test_each_cause_of_an_empty_set_is_told_apart(register):
     empty = register("empty", without_objects)
     with pytest.raises(ValueError, match="no image of empty has an object.*FILTER_EMPTY"):
         training_records(empty)
-    keypoints = ("MODEL.KEYPOINT_ON", True, "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE", 1)
-    boxes = register("boxes")
-    with pytest.raises(ValueError, match="no image of boxes has 1 visible keypoints"):
-        training_records(boxes, opts=keypoints)
+    keypoints = ("MODEL.KEYPOINT_ON", True, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 1,
+                 "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE", 1)  # fmt: skip
+    hidden = register("hidden", with_hidden_keypoints)
+    with pytest.raises(ValueError, match="no image of hidden has 1 visible keypoints"):
+        training_records(hidden, opts=keypoints)
     unlabeled = register(
         "unlabeled", lambda records: [{"file_name": record["file_name"]} for record in records]
     )

@@ -237,7 +237,8 @@ def test_the_loaders_and_the_evaluator_read_checked_data_only(coco, tmp_path):
 
     del coco.content["annotations"][0]["area"]
     name = coco.register()
-    cfg = tiny_cfg("DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,), "OUTPUT_DIR", str(tmp_path))
+    cfg = tiny_cfg("DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,), "OUTPUT_DIR",
+                   str(tmp_path), "MODEL.ROI_HEADS.NUM_CLASSES", 2)  # fmt: skip
     with pytest.raises(ValueError, match=r"labels\.json: annotation 1 of image 7: no 'area'"):
         Trainer(cfg)
     with pytest.raises(ValueError, match=r"labels\.json: annotation 1 of image 7: no 'area'"):

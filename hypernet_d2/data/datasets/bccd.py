@@ -12,7 +12,7 @@ CLASSES = ("RBC", "WBC", "Platelets")
 SPLITS = ("train", "val", "test")
 
 
-def load_bccd(split: str) -> list[dict]:
+def load_bccd(split: str, keep_odd_boxes: bool = False) -> list[dict]:
     """A split of BCCD ("train", "val", "test") as dataset dicts, see `load_voc_style`.
 
     Raises:
@@ -26,4 +26,4 @@ def load_bccd(split: str) -> list[dict]:
             "set the environment variable DETECTRON2_DATASETS to a folder that holds the clone's "
             "BCCD folder"
         )
-    return load_voc_style(root, split, CLASSES)
+    return load_voc_style(root, split, CLASSES, keep_odd_boxes=keep_odd_boxes)

@@ -3,6 +3,7 @@
 Only the catalogs are touched here. Files are found, read and (digits) generated on first use.
 """
 
+import functools
 from collections.abc import Callable
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -17,9 +18,9 @@ from .paths import datasets_root
 COCO_SAMPLE_JSON = "annotations/person_keypoints_sample.json"
 
 
-def _load_bccd(name: str, split: str) -> list[dict]:
+def _load_bccd(name: str, split: str, keep_odd_boxes: bool = False) -> list[dict]:
     _update_metadata(name, dirname=str(datasets_root() / "BCCD"))
-    return bccd.load_bccd(split)
+    return bccd.load_bccd(split, keep_odd_boxes)
 
 
 def _load_digits(name: str, split: str) -> list[dict]:
@@ -62,7 +63,7 @@ def register_builtin() -> None:
         name = f"bccd_{split}"
         _register(
             name,
-            lambda name=name, split=split: _load_bccd(name, split),
+            functools.partial(_load_bccd, name, split),
             thing_classes=list(bccd.CLASSES),
             dirname=str(datasets_root() / "BCCD"),
             split=split,
@@ -72,7 +73,7 @@ def register_builtin() -> None:
         name = f"digits_{split}"
         _register(
             name,
-            lambda name=name, split=split: _load_digits(name, split),
+            functools.partial(_load_digits, name, split),
             thing_classes=list(digits.CLASSES),
             keypoint_names=list(digits.KEYPOINTS),
             keypoint_flip_map=list(digits.KEYPOINT_FLIP_MAP),

@@ -23,17 +23,23 @@ from hypernet_d2.utils.coco_json import is_outside_folder
 from hypernet_d2.utils.images import image_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+STARTS_AT_0 = "with a corner at 0, but VOC counts from 1 (one_based=False reads xml from 0)"
 
 
 def register_voc_style(
-    name: str, root: str | Path, split: str, classes: Sequence[str], year: int = 2012
+    name: str,
+    root: str | Path,
+    split: str,
+    classes: Sequence[str],
+    year: int = 2012,
+    *,
+    one_based: bool = True,
 ) -> None:
     """Register a VOC-style set in detectron2's catalogs; nothing is read before it is used.
 
-    The set is evaluated with ``COCOEvaluator`` (``evaluator_type`` is "coco"). The metadata also
-    holds what detectron2's ``PascalVOCDetectionEvaluator`` reads; that one takes ground truth
-    straight from the xml, so every object there needs ``pose``, ``truncated``, ``difficult`` and
-    whole numbers as coordinates.
+    The set is evaluated with COCO's AP (``evaluator_type`` is "coco"), or with VOC's under
+    ``MODEL.HYPERNET.EVALUATOR`` "pascal_voc". The metadata also has what detectron2's own
+    ``PascalVOCDetectionEvaluator`` reads.
 
     Args:
         name: name in ``DATASETS.TRAIN`` and ``DATASETS.TEST``. Registering the same set under the
@@ -41,7 +47,9 @@ def register_voc_style(
         root: folder with ``Annotations``, ``ImageSets`` and ``JPEGImages``.
         split: name of a file in ``ImageSets/Main``, without ".txt".
         classes: class names; their order gives the category ids.
-        year: 2007 for the 11-point AP in ``PascalVOCDetectionEvaluator``, 2012 for the area.
+        year: 2007 for the 11-point AP of VOC's evaluation, 2012 for the area.
+        one_based: whether the xml counts pixels from 1 and includes the last one, as VOC does. With
+            False, corners are continuous coordinates from 0, as many labeling tools write them.
 
     Raises:
         ValueError: the classes are not distinct names, the year is neither 2007 nor 2012, or
@@ -55,6 +63,7 @@ def register_voc_style(
         "dirname": str(Path(root).expanduser()),
         "split": split,
         "year": year,
+        "one_based": one_based,
         "evaluator_type": "coco",
     }
     if name in DatasetCatalog:
@@ -66,11 +75,24 @@ def register_voc_style(
                 "expected another name, or the same root, split and classes"
             )
         return
+
+    def load(keep_odd_boxes: bool = False) -> list[dict]:
+        return load_voc_style(
+            root, split, classes, one_based=one_based, keep_odd_boxes=keep_odd_boxes
+        )
+
     MetadataCatalog.get(name).set(**metadata)
-    DatasetCatalog.register(name, lambda: load_voc_style(root, split, classes))
+    DatasetCatalog.register(name, load)
 
 
-def load_voc_style(root: str | Path, split: str, classes: Sequence[str]) -> list[dict]:
+def load_voc_style(
+    root: str | Path,
+    split: str,
+    classes: Sequence[str],
+    *,
+    one_based: bool = True,
+    keep_odd_boxes: bool = False,
+) -> list[dict]:
     """Read a VOC-style split into detectron2's standard dataset dicts.
 
     VOC counts pixels from 1 and includes both ends, so ``xmin - 1`` and ``xmax`` are a box's
@@ -82,10 +104,16 @@ def load_voc_style(root: str | Path, split: str, classes: Sequence[str]) -> list
     Boxes with ``xmax <= xmin`` or ``ymax <= ymin`` have no area: no labelling tool writes a single
     pixel on purpose, though VOC's convention would allow it. They and boxes wholly outside the
     image are kept out; boxes partly outside are clipped. Each kind is counted and logged once with
-    the names of its files, save for clipping by one pixel, which is rounding.
+    the names of its files, save for clipping by one pixel, which is rounding. Corners at 0, which
+    VOC does not have, are logged, too: they show that the xml does not count from 1.
+
+    Where ``JPEGImages`` has several images of one id, as ``a.jpg`` and ``a.png``, the xml's
+    ``filename`` chooses.
 
     Args:
-        root, split, classes: as in `register_voc_style`.
+        root, split, classes, one_based: as in `register_voc_style`.
+        keep_odd_boxes: whether boxes without area or outside of the image stay, and boxes partly
+            outside are not clipped, to be looked at.
 
     Returns:
         One dict an image, in the order of the split file, with ``file_name``, ``image_id`` (str),
@@ -98,17 +126,19 @@ def load_voc_style(root: str | Path, split: str, classes: Sequence[str]) -> list
         ValueError: a file's content is not what it has to be: an empty split or one that names an
             image twice or a file outside of ``root``, an unreadable image, xml that does not parse
             or declares a document type, a size that is missing or is not the image's, a class that
-            is not in ``classes``, a coordinate that is missing or is no number.
+            is not in ``classes``, a coordinate that is missing or is no number, several images of
+            one id.
     """
     classes = _check_classes(classes)
     root = Path(root).expanduser()
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"
     odd_boxes: dict[str, list[str]] = defaultdict(list)
     dicts = [
-        _load_image(root, image_id, split_file, classes, odd_boxes)
+        _load_image(root, image_id, split_file, classes, odd_boxes, one_based, keep_odd_boxes)
         for image_id in _read_split(split_file)
     ]
-    log_odd_boxes(odd_boxes, str(split_file), f" in {root / 'Annotations'}")
+    if not keep_odd_boxes:
+        log_odd_boxes(odd_boxes, str(split_file), f" in {root / 'Annotations'}")
     return dicts
 
 
@@ -152,12 +182,15 @@ def _load_image(
     split_file: Path,
     classes: tuple[str, ...],
     odd_boxes: dict[str, list[str]],
+    one_based: bool,
+    keep_odd_boxes: bool,
 ) -> dict:
-    image_file = _find_image(root / "JPEGImages", image_id, split_file)
+    image_files = _find_images(root / "JPEGImages", image_id, split_file)
     xml_file = root / "Annotations" / f"{image_id}.xml"
     if not xml_file.is_file():
         raise FileNotFoundError(f"{xml_file}: no such annotation, but {split_file} names it")
     annotation = _parse_xml(xml_file)
+    image_file = _choose_image(image_files, annotation, xml_file)
     width, height = _check_size(annotation, xml_file, image_file)
     annotations = []
     for number, element in enumerate(annotation.findall("object"), start=1):
@@ -165,10 +198,16 @@ def _load_image(
         name = (element.findtext("name") or "").strip()
         if name not in classes:
             raise ValueError(f"{where} is of class {name!r}, expected one of {list(classes)}")
-        corners = _read_corners(element, where)
-        box, what = _to_box(corners, width, height)
-        if what is not None:
-            odd_boxes[what].append(xml_file.name)
+        xmin, ymin, xmax, ymax = _read_corners(element, where)
+        if one_based:
+            if 0 <= xmin < 1 or 0 <= ymin < 1:
+                odd_boxes[STARTS_AT_0].append(xml_file.name)
+            xmin, ymin = xmin - 1, ymin - 1
+        box, problem = _clip_box((xmin, ymin, xmax, ymax), width, height, one_based)
+        if problem is not None:
+            odd_boxes[problem].append(xml_file.name)
+        if keep_odd_boxes:
+            box = [xmin, ymin, xmax, ymax]
         if box is None:
             continue
         annotations.append(
@@ -189,14 +228,34 @@ def _load_image(
     }
 
 
-def _find_image(folder: Path, image_id: str, split_file: Path) -> Path:
+def _find_images(folder: Path, image_id: str, split_file: Path) -> list[Path]:
+    """All images of one id."""
+    found: list[Path] = []
     for suffix in SUFFIXES:
         path = folder / f"{image_id}{suffix}"
-        if path.is_file():
-            return path
-    raise FileNotFoundError(
-        f"{folder / image_id}: no such image ({', '.join(SUFFIXES[:3])}), but {split_file} names it"
-    )
+        # Where the file system ignores case, a.jpg and a.JPG are one file.
+        if path.is_file() and not any(path.samefile(other) for other in found):
+            found.append(path)
+    if not found:
+        raise FileNotFoundError(
+            f"{folder / image_id}: no such image ({', '.join(SUFFIXES[:3])}), but {split_file} "
+            "names it"
+        )
+    return found
+
+
+def _choose_image(files: list[Path], annotation: ElementTree.Element, xml_file: Path) -> Path:
+    if len(files) == 1:
+        return files[0]
+    # Tools on Windows write a path.
+    name = (annotation.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
+    named = [path for path in files if path.name == name]
+    if not named:
+        raise ValueError(
+            f"{xml_file}: {' and '.join(map(str, files))} have its name, and its filename {name!r} "
+            "is neither; expected one image"
+        )
+    return named[0]
 
 
 def _parse_xml(xml_file: Path) -> ElementTree.Element:
@@ -226,12 +285,12 @@ def _check_size(
             f"as {image_file} has"
         )
     try:
-        stated = tuple(int(text) for text in texts)
+        same = tuple(float(text) for text in texts) == size
     except ValueError:
-        stated = tuple(texts)
-    if stated != size:
+        same = False
+    if not same:
         raise ValueError(
-            f"{xml_file}: the size is {stated[0]} x {stated[1]} (width x height), but "
+            f"{xml_file}: the size is {texts[0]} x {texts[1]} (width x height), but "
             f"{image_file} is {size[0]} x {size[1]}, after any rotation that its Exif data asks for"
         )
     return size
@@ -251,15 +310,15 @@ def _read_corners(element: ElementTree.Element, where: str) -> tuple[float, ...]
     return tuple(corners)
 
 
-def _to_box(
-    corners: tuple[float, ...], width: int, height: int
+def _clip_box(
+    box: tuple[float, ...], width: int, height: int, one_based: bool
 ) -> tuple[list[float] | None, str | None]:
-    """Corners as VOC counts to a continuous box within the image, and what was odd about them."""
-    xmin, ymin, xmax, ymax = corners
-    if xmax <= xmin or ymax <= ymin:
+    """A continuous box cut at the image's border, None if nothing is left, and its problem."""
+    x0, y0, x1, y1 = box
+    pixel = 1 if one_based else 0  # the first and the last pixel are the same one: no area
+    if x1 <= x0 + pixel or y1 <= y0 + pixel:
         return None, "without area kept out"
-    box = [xmin - 1, ymin - 1, xmax, ymax]
-    clipped = [max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height)]
+    clipped = [max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)]
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
         return None, "outside the image kept out"
     cut = max(abs(a - b) for a, b in zip(box, clipped, strict=True))

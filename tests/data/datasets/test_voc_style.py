@@ -106,9 +106,72 @@ def test_difficult_objects_are_kept_and_marked(root):
 
 
 def test_rounding_at_the_border_is_clipped_silently(root, logged):
-    root.add("a", make_xml(make_object(box=(0, 0, WIDTH + 1, HEIGHT + 1))))
+    root.add("a", make_xml(make_object(box=(1, 1, WIDTH + 1, HEIGHT + 1))))
     assert boxes_of(root) == [[0, 0, WIDTH, HEIGHT]]
     assert logged == []
+
+
+def test_xml_that_counts_from_0_is_told_and_can_be_read(root, set_name, logged):
+    from hypernet_d2.data import load_dataset, register_voc_style
+
+    root.add("a", make_xml(make_object(box=(0, 0, 10, 12)), make_object(box=(5, 6, 15, 16))))
+    assert boxes_of(root)[1] == [4, 5, 15, 16]
+    assert [m for m in logged if "1 box(es) with a corner at 0" in m and "one_based=False" in m]
+    logged.clear()
+    register_voc_style(set_name, root.path, "train", CLASSES, one_based=False)
+    (record,) = load_dataset(set_name)
+    assert [a["bbox"] for a in record["annotations"]] == [[0, 0, 10, 12], [5, 6, 15, 16]]
+    assert logged == []
+
+
+@pytest.mark.parametrize("named", ["a.png", "C:\\pictures\\a.png"])
+def test_of_two_images_with_one_id_the_xml_names_its_own(root, named):
+    root.add("a", make_xml(make_object()), suffix=".png")
+    (root.path / "JPEGImages/a.jpg").write_bytes(b"another picture")
+    xml = root.path / "Annotations/a.xml"
+    with pytest.raises(ValueError, match=r"a\.xml: .*a\.jpg and .*a\.png have its name"):
+        root.load()
+    xml.write_text(xml.read_text().replace("<size>", f"<filename>{named}</filename><size>"))
+    assert root.load()[0]["file_name"].endswith("a.png")
+
+
+def test_odd_boxes_can_be_kept_to_be_looked_at(root, set_name, logged):
+    from hypernet_d2.data import load_dataset, register_voc_style
+
+    boxes = [(20, 8, 5, 12), (50, 5, 60, 9), (30, 5, 60, 9)]
+    root.add("a", make_xml(*(make_object(box=box) for box in boxes)))
+    register_voc_style(set_name, root.path, "train", CLASSES)
+    (record,) = load_dataset(set_name, keep_odd_boxes=True)
+    kept = [a["bbox"] for a in record["annotations"]]
+    assert kept == [[19, 7, 5, 12], [49, 4, 60, 9], [29, 4, 60, 9]]
+    assert logged == []
+    assert [a["bbox"] for a in load_dataset(set_name)[0]["annotations"]] == [[29, 4, 40, 9]]
+
+
+def test_a_size_with_a_decimal_point_is_one(root):
+    root.add("a", make_xml(make_object(), size=(f"{WIDTH}.0", f"{HEIGHT}.0")))
+    assert (root.load()[0]["width"], root.load()[0]["height"]) == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize(("encoding", "stated"), [("utf-16", "utf-16"), ("cp1252", "windows-1252")])
+def test_xml_in_the_encoding_that_it_states_is_read(root, encoding, stated):
+    text = f'<?xml version="1.0" encoding="{stated}"?>' + make_xml(make_object("Bär"))
+    root.add("a", text.encode(encoding))
+    assert root.load(classes=["Bär"])[0]["annotations"][0]["category_id"] == 0
+
+
+def test_xml_in_an_encoding_that_it_does_not_state_is_named(root):
+    root.add("a", make_xml(make_object("Bär")).encode("cp1252"))
+    with pytest.raises(ValueError, match=r"a\.xml: expected VOC xml, but "):
+        root.load(classes=["Bär"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "cp1252"])
+def test_split_file_in_another_encoding_is_named(root, encoding):
+    root.add("a", make_xml())
+    root.split_file.write_bytes("Bär\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"train\.txt"):
+        root.load()
 
 
 def test_odd_boxes_are_counted_and_logged_once(root, logged):
