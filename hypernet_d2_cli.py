@@ -95,7 +95,7 @@ def run(command: str | Callable[[list[str]], int | None], argv: list[str] | None
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     try:
-        function = import_module(command).main if isinstance(command, str) else command
+        function = import_command(command) if isinstance(command, str) else command
         return function(argv) or 0
     except KeyboardInterrupt:
         return 130
@@ -105,6 +105,19 @@ def run(command: str | Callable[[list[str]], int | None], argv: list[str] | None
             raise
         print(f"hypernet_d2: error: {message}", file=sys.stderr)
         return 2
+
+
+def import_command(module: str) -> Callable[[list[str]], int | None]:
+    """The ``main`` of a command's module.
+
+    Raises:
+        ImportError: the one of ``hypernet_d2._detectron2`` if detectron2 cannot be imported.
+    """
+    try:
+        return import_module(module).main
+    except Exception:
+        import_module("hypernet_d2._detectron2")
+        raise
 
 
 def user_message(error: Exception) -> str | None:

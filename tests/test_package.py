@@ -118,6 +118,16 @@ def test_a_detectron2_that_cannot_be_used_leaves_what_needs_none(tmp_path):
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_a_command_says_how_to_get_a_detectron2_that_loads(tmp_path):
+    write(tmp_path / "detectron2" / "__init__.py", "raise OSError('libcudart: no')")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = run(sys.executable, ROOT / "demo" / "demo.py", "--help", PYTHONPATH=path)
+    assert done.returncode == 2
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("hypernet_d2: error: hypernet_d2 needs detectron2, which is installed ")
+    assert "OSError: libcudart: no. " in line and line.endswith(hypernet_d2.DETECTRON2_HELP)
+
+
 @pytest.mark.detectron2
 def test_the_import_warns_of_nothing():
     done = run(sys.executable, "-c", "import hypernet_d2, hypernet_d2.engine", PYTHONPATH=str(ROOT))
