@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
-import resource
 import sys
 
 import torch
 from detectron2.engine import HookBase
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 __all__ = ["HostMemory"]
 
@@ -20,10 +24,11 @@ class HostMemory(HookBase):
     """Records the peak resident memory of the process in MB, as ``host_mem_mb``.
 
     The stock printer shows the memory of a GPU; without a GPU this hook logs the host's instead.
+    On Windows nothing is recorded.
     """
 
     def after_step(self) -> None:
-        if (self.trainer.iter + 1) % PERIOD:
+        if resource is None or (self.trainer.iter + 1) % PERIOD:
             return
         unit = 2**20 if sys.platform == "darwin" else 2**10
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,0 +1,96 @@
+"""Other platforms, simulated on this one: what they lack, how they start processes, and paths."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import write_voc
+
+pytestmark = pytest.mark.detectron2
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Windows lacks these modules and functions, and macOS sigwaitinfo. Both spawn processes.
+AS_ON_WINDOWS = """
+import os, signal, sys
+for name in ("fcntl", "resource", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for name in ("sigwaitinfo", "sigtimedwait", "pthread_sigmask", "SIGKILL", "SIGHUP", "SIGALRM"):
+    delattr(signal, name)
+for name in ("fork", "killpg", "getuid", "geteuid", "sysconf"):
+    delattr(os, name)
+"""
+TRAIN = """
+import multiprocessing, sys
+from tests.helpers import tiny_cfg
+from hypernet_d2.data import register_voc_style
+
+register_voc_style("odd", "data", "all", ["square", "bar"])
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    from hypernet_d2.engine import Trainer
+
+    cfg = tiny_cfg(
+        "DATASETS.TRAIN", ("odd",), "DATASETS.TEST", ("odd",), "MODEL.ROI_HEADS.NUM_CLASSES", 2,
+        "DATALOADER.NUM_WORKERS", 1, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (),
+        "OUTPUT_DIR", sys.argv[1],
+    )
+    trainer = Trainer(cfg)
+    trainer.train()
+    assert "AP" in trainer._last_eval_results["bbox"]
+    with open(sys.argv[1] + "/config.yaml", "w") as file:
+        file.write(cfg.dump())
+"""
+
+
+def python(*arguments, cwd: Path = ROOT) -> str:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_module_imports_without_what_windows_lacks():
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in sorted((ROOT / "hypernet_d2").rglob("*.py"))
+        if path.name != "__main__.py"
+    ]
+    # The standard library and PyTorch choose by sys.platform, and would miss what is deleted.
+    code = f"""
+    import concurrent.futures, matplotlib.pyplot, torch, torchvision, torch.onnx, detectron2.engine
+    import detectron2.evaluation, detectron2.data, detectron2.modeling, detectron2.checkpoint
+    {textwrap.indent(AS_ON_WINDOWS, "    ")}
+    import importlib
+    for module in {modules}:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:  # an optional package
+            assert error.name in ("gradio", "onnx", "onnxruntime", "onnxscript"), error
+    print("passed")
+    """
+    assert python("-c", textwrap.dedent(code)).endswith("passed\n")
+
+
+@pytest.mark.slow
+def test_training_and_detection_with_spawned_loaders_and_odd_paths(tmp_path):
+    folder = tmp_path / "l'été à C:\\data (1)"
+    write_voc(folder / "data", count=2)
+    (folder / "train.py").write_text(TRAIN, encoding="utf-8")
+    python("train.py", "sortie \\1 é", cwd=folder)
+    config = folder / "sortie \\1 é" / "config.yaml"
+    assert config.is_file() and (config.parent / "model_final.pth").is_file()
+    python(
+        ROOT / "demo/demo.py", "--config-file", config, "--data", "train.py",
+        "--input", "data/JPEGImages", "--output", "détections \\ 2",
+        "--opts", "MODEL.WEIGHTS", config.parent / "model_final.pth", cwd=folder,
+    )  # fmt: skip
+    drawn = {path.name for path in (folder / "détections \\ 2").iterdir()}
+    assert {"000.jpg", "001.jpg"} <= drawn
