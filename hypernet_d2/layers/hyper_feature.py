@@ -1,4 +1,4 @@
-"""The hyper feature: several maps of a trunk brought to one stride and concatenated (paper 3.1).
+"""The hyper feature: maps of a trunk, resampled to one stride and concatenated (paper 3.1).
 
 Shapes: ``N`` images, ``C`` channels, ``H`` x ``W`` cells of the hyper feature.
 """
@@ -17,7 +17,7 @@ UPSAMPLINGS = ("deconv", "bilinear")
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
-    """Local response normalisation in float32, whatever autocast chooses; the shape is kept."""
+    """Local response normalization, in float32 also under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -25,15 +25,15 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
 
 def build_norm(name: str, channels: int) -> nn.Module:
-    """Normalisation of one branch: "LRN" (the paper), "BN", "GN" or "none".
+    """Builds the normalization of one branch: "LRN" (the paper), "BN", "GN" or "none".
 
-    LRN has AlexNet's constants (5 channels, alpha 1e-4, beta 0.75, k 2), since the paper gives
-    none. BN is batch normalisation, for trunks trained from random weights. GN has at most 6
-    groups, fewer where they do not divide ``channels``; its statistics run over the whole padded
-    map, so that the padding of a batch has a small effect on its images.
+    LRN has AlexNet's constants (5 channels, alpha 1e-4, beta 0.75, k 2), because the paper gives
+    none. BN is batch normalization, for trunks that are trained from random weights. GN has at most
+    6 groups, and fewer where 6 does not divide ``channels``. Its statistics include the padding of
+    a batch, which therefore has a small effect on the images.
 
     Raises:
-        ValueError: for another name.
+        ValueError: an unknown name.
     """
     if name == "LRN":
         return LocalResponseNorm(size=5, alpha=1e-4, beta=0.75, k=2.0)
@@ -47,7 +47,7 @@ def build_norm(name: str, channels: int) -> nn.Module:
 
 
 def fit(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop ``x`` (N, C, h, w) at bottom and right to ``size``, or repeat its border up to it."""
+    """Crops ``x`` (N, C, h, w) at the bottom and right to ``size``, or pads it with its border."""
     missing = (size[0] - x.shape[-2], size[1] - x.shape[-1])
     if missing[0] > 0 or missing[1] > 0:
         x = F.pad(x, (0, max(missing[1], 0), 0, max(missing[0], 0)), mode="replicate")
@@ -55,12 +55,13 @@ def fit(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Resample(nn.Module):
-    """Brings a map of stride ``stride`` to stride ``target``: max pooling down, or upwards.
+    """Resamples a map to another stride: max pooling to a coarser one, upsampling to a finer one.
 
     Args:
-        in_channels, out_channels: channels before and after; they differ only where a
-            deconvolution follows, which is what changes them.
-        stride, target: strides in pixels, one a multiple of the other.
+        in_channels: channels of the input.
+        out_channels: channels of the output of a deconvolution. Otherwise the number of channels
+            does not change.
+        stride, target: strides of input and output in pixels, one a multiple of the other.
         upsampling: "deconv" (paper 3.1; learned, kernel twice the factor) or "bilinear".
     """
 
@@ -91,7 +92,7 @@ class Resample(nn.Module):
             nn.init.zeros_(self.deconv.bias)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Map (N, C, h, w) to (N, ``self.out_channels``, *size*)."""
+        """Resamples (N, C, h, w) to (N, ``self.out_channels``, *size)."""
         if self.pool > 1:
             return fit(F.max_pool2d(x, self.pool, ceil_mode=True), size)
         if self.deconv is not None:
@@ -102,9 +103,9 @@ class Resample(nn.Module):
 
 
 class HyperBranch(nn.Module):
-    """One map's way into the hyper feature: resampling, convolution, ReLU, normalisation.
+    """The branch of one map: resampling, convolution, ReLU and normalization.
 
-    LRN follows the ReLU, as in AlexNet; BN and GN precede it, as is usual for them.
+    LRN follows the ReLU, as in AlexNet; BN and GN precede it, as usual.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class HyperBranch(nn.Module):
         self.norm_first = norm in ("BN", "GN")
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Map (N, C, h, w) to (N, ``channels``, *size*)."""
+        """Computes the branch: (N, C, h, w) to (N, ``channels``, *size)."""
         if self.conv_first:
             return self.resample(self._activate(self.conv(x)), size)
         return self._activate(self.conv(self.resample(x, size)))
@@ -147,24 +148,24 @@ class HyperBranch(nn.Module):
 class HyperFeature(nn.Module):
     """Aggregates maps of different strides into one (paper 3.1, figure 2).
 
-    Each map is brought to ``stride`` (max pooling down, deconvolution up), convolved
-    (``kernel_size`` x ``kernel_size`` x ``channels``), normalised, and all are concatenated in the
-    order of ``in_channels``.
+    Each map is resampled to ``stride`` (max pooling down, deconvolution up), convolved
+    (``kernel_size`` x ``kernel_size`` x ``channels``) and normalized. The results are concatenated
+    in the order of ``in_channels``.
 
     Args:
         in_channels: {map name: channels}.
         in_strides: {map name: stride in pixels}, with the same names.
         stride: stride of the hyper feature in pixels; 4 in the paper.
         channels: channels of each branch; 42 in the paper.
-        kernel_size: odd side of the branches' convolution; 5 in the paper.
+        kernel_size: side of the branches' convolutions, odd; 5 in the paper.
         norm: "LRN" (paper), "BN", "GN" or "none".
         upsampling: "deconv" (paper) or "bilinear".
-        conv_first: convolve maps coarser than ``stride`` at their own stride, and upsample the
-            result. The paper upsamples first; this costs factor^2 less.
+        conv_first: whether maps coarser than ``stride`` are convolved before upsampling. The paper
+            upsamples first, and its convolution costs factor^2 as much.
 
     Raises:
-        ValueError: for an empty or inconsistent set of maps, an even kernel, strides of which
-            neither divides the other, or an unknown norm or upsampling.
+        ValueError: no map, different names in ``in_channels`` and ``in_strides``, an even kernel,
+            strides of which neither divides the other, or an unknown norm or upsampling.
     """
 
     def __init__(
@@ -212,14 +213,14 @@ class HyperFeature(nn.Module):
         return self.in_strides[name] != self.stride, self.in_strides[name]
 
     def output_size(self, features: Mapping[str, Tensor]) -> tuple[int, int]:
-        """(H, W): size of the map that has the target stride, else of the finest map, scaled."""
+        """Returns (H, W): the size of the map of stride ``stride``, or the finest map's, scaled."""
         name = min(self.in_strides, key=self._reference_order)
         h, w = features[name].shape[-2:]
         factor = self.in_strides[name] / self.stride
         return math.ceil(h * factor), math.ceil(w * factor)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Maps {name: (N, C, h, w)} to the hyper feature (N, branches x channels, H, W)."""
+        """Computes the hyper feature (N, branches * channels, H, W) of {name: (N, C, h, w)}."""
         size = self.output_size(features)
         return torch.cat(
             [branch(features[name], size) for name, branch in self.branches.items()], dim=1

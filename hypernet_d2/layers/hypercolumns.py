@@ -1,6 +1,6 @@
 """Hypercolumns: all activations above a pixel (Hariharan et al., CVPR 2015).
 
-Positions are continuous: the pixel in row i and column j has its centre at x = j + 0.5,
+Positions are continuous: the pixel in row i and column j has its center at x = j + 0.5,
 y = i + 0.5, and an image of H x W pixels spans [0, W] x [0, H].
 
 Shapes: ``N`` images, ``C`` channels, ``P`` points, ``H`` x ``W`` pixels, ``h`` x ``w`` cells.
@@ -25,26 +25,26 @@ _PICTURE_MARGIN_BRIGHTNESS = 0.4
 def hypercolumns(
     features: Mapping[str, Tensor], points: Tensor, image_size: tuple[int, int]
 ) -> Tensor:
-    """The bilinearly interpolated activations of all maps above each point, concatenated.
+    """Interpolates the activations of all maps above each point, and concatenates them.
 
-    At a pixel's centre this is what ``F.interpolate(x, size=image_size, mode="bilinear",
-    align_corners=False)`` of every map has at that pixel, without the maps being enlarged. Between
-    pixels, and beyond the centres of the outermost cells, the same rule goes on: a position there
-    has the border's value.
+    At the center of a pixel this equals ``F.interpolate(x, size=image_size, mode="bilinear",
+    align_corners=False)`` of every map at that pixel, without enlarging the maps. Points between
+    pixel centers are interpolated likewise. Beyond the centers of the outermost cells the value is
+    that of the border.
 
     Args:
         features: {name: (N, C, h, w)}, floating point.
-        points: (N, P, 2), x and y in pixels; any real number, floating point.
-        image_size: (H, W), what the maps cover, in pixels. For a batch of padded images this is the
-            size of the padded tensor (``images.tensor.shape[-2:]``), not that of one image.
+        points: (N, P, 2), x and y in pixels, floating point; points outside the image are allowed.
+        image_size: (H, W) in pixels, the area that the maps cover. For a batch of padded images
+            this is the size of the padded tensor (``images.tensor.shape[-2:]``).
 
     Returns:
-        (N, P, sum of C), channels in the order of ``features``, of the type of ``points``;
-        differentiable in the maps and in the points.
+        (N, P, sum of C), channels in the order of ``features``, with the dtype of ``points``.
+        Gradients flow to the maps and to the points.
 
     Raises:
-        ValueError: if there is no map, the points have another shape, or a map has another number
-            of images than the points.
+        ValueError: no map, points of another shape, or a map whose number of images is not that of
+            the points.
     """
     _check(features)
     if points.dim() != 3 or points.shape[-1] != 2:
@@ -71,23 +71,24 @@ def hypercolumn_picture(
 ) -> Tensor:
     """The three principal components of an image's hypercolumns as red, green and blue.
 
-    Pixels of like color have like hypercolumns. Every map is scaled to a total variance of one, so
-    that all count alike. The components, and the range of each that becomes 0 to 255 (its 1st to
-    99th percentile), are those of a regular grid of at most 64 x 64 points. The grid leaves out the
-    image's margin, where the zero padding of the convolutions dominates the features; it is drawn
-    darker. As the components are linear, they are computed on each map before it is enlarged.
+    Pixels of similar color have similar hypercolumns. Every map is scaled to a total variance of
+    one, so that all have the same weight. The components, and the range of each that becomes 0 to
+    255 (its 1st to 99th percentile), are those of a regular grid of at most 64 x 64 points. The
+    grid leaves out the margin of the image, where the zero padding of the convolutions dominates
+    the features; the margin is drawn darker. As the components are linear, they are computed on
+    each map before it is enlarged.
 
     Args:
         features: {name: (1, C, h, w)}, the maps of one image.
-        image_size: (H, W), what the maps cover, in pixels; as in :func:`hypercolumns`.
-        content_size: (h, w), the top left part that is drawn, in pixels: the image without its
-            padding. By default all.
+        image_size: (H, W) in pixels, the area that the maps cover; see :func:`hypercolumns`.
+        content_size: (h, w) in pixels, the image without its padding at the bottom and right. Only
+            this part is drawn; by default the whole area.
 
     Returns:
         (h, w, 3), uint8, on the CPU.
 
     Raises:
-        ValueError: if there is no map, or a map has another number of images than one.
+        ValueError: no map, or a map that does not have exactly one image.
     """
     _check(features)
     height, width = content_size or image_size
@@ -120,7 +121,7 @@ def _one_image(name: str, x: Tensor) -> Tensor:
 
 
 def _brightness(height: int, width: int) -> Tensor:
-    """(h, w): 1 within the margin of a picture, less on it."""
+    """Returns (h, w) factors: 1 inside the margin of a picture, less in the margin."""
     y, x = round(_PICTURE_MARGIN * height), round(_PICTURE_MARGIN * width)
     brightness = torch.full((height, width), _PICTURE_MARGIN_BRIGHTNESS)
     brightness[y : height - y, x : width - x] = 1
@@ -128,7 +129,7 @@ def _brightness(height: int, width: int) -> Tensor:
 
 
 def _points_within_margin(image_size: tuple[int, int]) -> Tensor:
-    """(P, 2): x and y of a regular grid over the image without its margin."""
+    """Returns (P, 2), x and y of a regular grid over the image without its margin."""
     margin = _PICTURE_MARGIN
     ys, xs = (
         (margin + (1 - 2 * margin) * (torch.arange(n) + 0.5) / n) * side
@@ -139,11 +140,11 @@ def _points_within_margin(image_size: tuple[int, int]) -> Tensor:
 
 
 def _principal_components(columns: Tensor, widths: list[int]) -> tuple[Tensor, Tensor]:
-    """Mean (C,) and the three directions (C, 3) of largest variance; their sign is fixed.
+    """Returns the mean (C,) and the three directions of largest variance (C, 3).
 
-    The channels of a map, ``widths`` of them in turn, are divided by the root of their total
-    variance, which the directions contain. Where the columns span fewer directions the rest are
-    zero.
+    Each map (``widths`` holds their channels) is scaled to a total variance of one. The directions
+    include this scale, so they apply to the original channels. Their sign is fixed. Directions that
+    the columns do not span are zero.
     """
     mean = columns.mean(0)
     centered = columns - mean
@@ -151,7 +152,7 @@ def _principal_components(columns: Tensor, widths: list[int]) -> tuple[Tensor, T
     scale = torch.cat([1 / v.sum().sqrt().clamp(min=1e-12).expand(len(v)) for v in parts])
     q = min(3, *columns.shape)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the algorithm starts from random directions
+        torch.manual_seed(0)  # pca_lowrank starts from random directions
         basis = torch.pca_lowrank(centered * scale, q=q, center=False)[2]
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
     return mean, F.pad(scale[:, None] * basis * largest.sign(), (0, 3 - q))

@@ -1,16 +1,16 @@
 """K x K location-specific linear classifiers over hypercolumns (Hariharan et al., CVPR 2015).
 
 A heat map of M x M positions lies over a box. A K x K grid of linear classifiers lies over the same
-box, or over a slightly larger one; the score at a position is the bilinear interpolation of what
-the four nearest classifiers say of the hypercolumn there. Everything is linear, so that:
+box, or over a slightly larger one. The score at a position is the bilinear interpolation of the
+scores that the four nearest classifiers give to the hypercolumn there. Everything is linear, so:
 
-- a classifier runs as a convolution on each map, before any map is enlarged, and the responses are
-  summed over the maps;
-- only the four classifiers that count at a position are read there, whatever K is.
+- each classifier runs as a convolution on each map, before any map is enlarged, and the responses
+  are summed over the maps;
+- at a position only the responses of the four nearest classifiers are sampled, for any K.
 
 Shapes: ``N`` images, ``R`` boxes, ``K`` classifiers along a side, ``L`` labels (one heat map each),
 ``M`` positions along a side of a heat map, ``C`` channels, ``S`` positions along an axis at which a
-classifier may count, ``U`` classes that occur.
+classifier has a weight, ``U`` classes that occur in a batch.
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ __all__ = ["LocationClassifiers", "interpolation_weights"]
 
 
 def interpolation_weights(grid_size: int, heatmap_size: int, margin: float = 0.0) -> NDArray:
-    """How much each classifier counts at each position along an axis.
+    """Computes the weight of each classifier at each position along an axis.
 
-    With no margin these are the weights of bilinear interpolation (``align_corners=False``) from
+    Without a margin these are the weights of bilinear interpolation (``align_corners=False``) from
     ``grid_size`` to ``heatmap_size`` values.
 
     Args:
-        margin: how far the grid of classifiers reaches beyond the heat map at either end, in
-            lengths of the heat map.
+        grid_size: K.
+        heatmap_size: M.
+        margin: length by which the grid of classifiers extends beyond either end of the heat map,
+            as a fraction of the heat map's side.
 
     Returns:
-        (K, M); a column has at most two values that are not zero, and they sum to one. Of NumPy, so
-        that capturing a graph does not touch it.
+        (K, M); each column has at most two nonzero values, and sums to one. A NumPy array, so that
+        it is a constant in a captured graph.
     """
     position = (np.arange(heatmap_size) + 0.5) / heatmap_size
     position = (position + margin) / (1 + 2 * margin) * grid_size - 0.5
@@ -47,19 +49,19 @@ def interpolation_weights(grid_size: int, heatmap_size: int, margin: float = 0.0
 
 
 class LocationClassifiers(nn.Module):
-    """Heat maps of boxes by K x K linear classifiers for each class and label.
+    """Predicts heat maps of boxes by K x K linear classifiers for each class and label.
 
     Args:
         in_channels: {map name: channels}.
         strides: {map name: stride in pixels}, with the same names.
-        num_classes: classes of boxes with classifiers of their own; 1 if all share them.
-        num_labels: L, heat maps a box.
+        num_classes: classes of boxes that have their own classifiers; 1 if all classes share them.
+        num_labels: L, heat maps per box.
         grid_size: K.
         heatmap_size: M.
-        kernel_size: side of the classifiers' convolutions in cells; odd.
+        kernel_size: side of the classifiers' convolutions in cells, odd.
 
     Raises:
-        ValueError: for an even kernel, a grid of no classifier, or more classifiers than positions.
+        ValueError: an even kernel, no classifier, or more classifiers than positions.
     """
 
     def __init__(
@@ -104,16 +106,16 @@ class LocationClassifiers(nn.Module):
         box_bias: Tensor | None = None,
         margin: float = 0.0,
     ) -> Tensor:
-        """Logits of the heat maps that lie over ``rois``.
+        """Computes the logits of the heat maps that lie over ``rois``.
 
-        A map is read by the rule of ``torchvision.ops.roi_align`` with one sample a position: as
-        :func:`hypercolumns` reads it, but more than a cell beyond the map a response is 0.
+        The maps are sampled by ``torchvision.ops.roi_align`` with one sample per position. This
+        equals :func:`hypercolumns`, except that responses are 0 more than one cell off the map.
 
         Args:
-            features: {name: (N, C, h, w)}; maps that no classifier has are left out.
-            rois: (R, 5): index of the image, x1, y1, x2, y2 in pixels.
-            classes: (R,) from 0, which classifiers a box is given to; None with one class.
-            box_bias: (R, ``out_channels``), added to each box's classifiers; None adds nothing.
+            features: {name: (N, C, h, w)}; maps without classifiers are ignored.
+            rois: (R, 5), the index of the image and x1, y1, x2, y2 in pixels.
+            classes: (R,) from 0, the class whose classifiers score a box; None with one class.
+            box_bias: (R, ``out_channels``), added to the biases of the classifiers; or None.
             margin: see :func:`interpolation_weights`.
 
         Returns:
@@ -136,9 +138,9 @@ class LocationClassifiers(nn.Module):
         return self._interpolate(responses, starts, length, weights.to(responses))
 
     def _present(self, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Classes that occur, and the first one (U,), and for each box its index in them (R,).
+        """Returns the classes that occur (U,), and the index of each box's class in them (R,).
 
-        The first is there so that there is one even without boxes, in a traced model too.
+        Class 0 is always among them, so that U is at least 1 without boxes, also in a traced model.
         """
         if self.num_classes == 1:
             return classes.new_zeros(1), classes
@@ -146,21 +148,22 @@ class LocationClassifiers(nn.Module):
         return present, index[:-1]
 
     def _windows(self, margin: float) -> tuple[list[int], int, Tensor]:
-        """First position (K) at which each classifier may count, S, and its weights (K, S) there.
+        """Returns the first position of each classifier's window (K), S, and its weights (K, S).
 
-        All windows have the length of the longest, so that they make one batch.
+        A window holds all positions at which a classifier has a weight. All windows have the length
+        of the longest, so that they form one batch.
         """
         weights = interpolation_weights(self.grid_size, self.heatmap_size, margin)
-        counts = [np.flatnonzero(row).tolist() or [0] for row in weights]
-        length = max(row[-1] - row[0] + 1 for row in counts)
-        starts = [min(row[0], self.heatmap_size - length) for row in counts]
-        windows = [row[a : a + length] for row, a in zip(weights, starts, strict=True)]
+        positions = [np.flatnonzero(row).tolist() or [0] for row in weights]
+        length = max(row[-1] - row[0] + 1 for row in positions)
+        starts = [min(row[0], self.heatmap_size - length) for row in positions]
+        windows = [row[i : i + length] for row, i in zip(weights, starts, strict=True)]
         return starts, length, torch.from_numpy(np.stack(windows))
 
     def _window_rois(
         self, rois: Tensor, index: Tensor, num_present: int, starts: list[int], length: int
     ) -> Tensor:
-        """(R * K * K, 5): the part of each box at which each classifier may count."""
+        """Returns (R * K * K, 5), the part of each box that a classifier's window covers."""
         first = rois.new_tensor(starts) / self.heatmap_size
         side = length / self.heatmap_size
         size = rois[:, 3:] - rois[:, 1:3]
@@ -175,7 +178,7 @@ class LocationClassifiers(nn.Module):
         return torch.stack(windows, dim=-1).reshape(-1, 5)
 
     def _bias(self, classes: Tensor, box_bias: Tensor | None) -> Tensor:
-        """(R, K * K, L): the biases of each box's classifiers."""
+        """Returns (R, K * K, L), the biases of each box's classifiers."""
         shape = (-1, self.num_classes, self.grid_size**2, self.num_labels)
         bias = self.bias.view(shape)[0, classes]
         if box_bias is None:
@@ -186,7 +189,7 @@ class LocationClassifiers(nn.Module):
     def _interpolate(
         self, responses: Tensor, starts: list[int], length: int, weights: Tensor
     ) -> Tensor:
-        """Responses in the windows (R * K * K, L, S, S) to heat maps (R, L, M, M)."""
+        """Weights and adds up responses: (R * K * K, L, S, S) -> (R, L, M, M)."""
         k, m = self.grid_size, self.heatmap_size
         x = responses.view(-1, k, k, self.num_labels, length, length)
         x = x * weights[:, None, None, :, None] * weights[None, :, None, None, :]
@@ -194,7 +197,7 @@ class LocationClassifiers(nn.Module):
 
 
 def _overlap_add(x: Tensor, starts: list[int], size: int) -> Tensor:
-    """Sum over dimension 1, each item placed at its start along dimension 4, then ``size`` long."""
+    """Adds up the items of dimension 1, each at its start along dimension 4, padded to ``size``."""
     out = x.new_zeros(x.shape[0], *x.shape[2:4], size, *x.shape[5:])
     for k, start in enumerate(starts):
         out.narrow(3, start, x.shape[4]).add_(x[:, k])

@@ -147,3 +147,11 @@ def test_training_takes_data_that_a_file_registers(benchmark, tmp_path):
     ]
     result = benchmark("training", *words, *data)
     assert result["images"] == "2 of bench_all" and len(result["rows"]) == 2
+
+
+def test_a_gpu_has_the_name_that_pytorch_gives_it(monkeypatch):
+    from hypernet_d2.cli.benchmark.common import device_name
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    assert device_name(torch.device("cuda:1")) == "GPU 1"
+    assert device_name(torch.device("cpu")) == "CPU"

@@ -33,7 +33,7 @@ def test_maps_of_odd_size_are_aligned_by_the_reference_map(size):
     assert feature({"a": fine, "b": coarse}).shape == (1, 4, *size)
 
 
-def test_a_map_is_pooled_convolved_and_normalised_in_this_order():
+def test_a_map_is_pooled_convolved_and_normalized_in_this_order():
     feature = HyperFeature({"a": 3}, {"a": 2}, stride=4, channels=2, norm="none")
     x = torch.randn(1, 3, 8, 12)
     conv = feature.branches["a"].conv
@@ -48,7 +48,7 @@ def test_conv_first_costs_the_coarse_convolution_only():
     assert sizes == [(5, 7)]
 
 
-def test_local_response_normalisation_brings_scales_together():
+def test_local_response_normalization_brings_scales_together():
     feature = HyperFeature({"a": 3, "b": 3}, {"a": 4, "b": 4}, channels=8, kernel_size=1)
     x = torch.rand(1, 3, 4, 4) * 1000
     out = feature({"a": x, "b": x * 100})

@@ -93,7 +93,7 @@ def test_a_margin_reads_the_middle_of_a_larger_heat_map():
 def test_a_kernel_larger_than_one_is_a_convolution_of_the_map():
     layer = classifiers(kernel_size=3, grid_size=1, heatmap_size=4)
     features = maps(1)
-    roi = torch.tensor([[0, 4.0, 4, 20, 20]])  # the positions are the centres of cells of map a
+    roi = torch.tensor([[0, 4.0, 4, 20, 20]])  # the positions are the centers of cells of map a
     conv = layer.convs["a"]
     features["b"].zero_()
     expected = conv(features["a"])[0, 0, 1:5, 1:5] + layer.bias

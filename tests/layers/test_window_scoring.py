@@ -1,4 +1,6 @@
-"""The dense path against the plain one, which pools each box with torchvision."""
+"""The scores of all windows against those of `forward_boxes`, which pools each box."""
+
+import math
 
 import pytest
 import torch
@@ -33,21 +35,21 @@ def make_scorer(grid=GRID, channels=3, seed=0, **options):
     torch.manual_seed(seed)
     options = {"pooler_resolution": 5, "fc_dim": 8, **options}
     scorer = WindowScorer(channels, grid, **options).eval()
-    # Large enough biases and weights that nothing vanishes in a sum or behind a ReLU.
+    # Weights and biases of similar size, so that a mistake in any of them changes the scores.
     for parameter in scorer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return scorer
 
 
 def per_box(scorer, x):
-    """forward_boxes of all windows, shaped like forward: (N, R), (N, R, 4)."""
+    """Scores all windows with forward_boxes, and returns them in the shapes of forward."""
     boxes = scorer.grid.boxes(tuple(x.shape[-2:]), x.device)
     logits, deltas = scorer.forward_boxes(x, [boxes] * len(x))
     return logits.view(len(x), -1), deltas.view(len(x), -1, 4)
 
 
 def pool_then_convolve(scorer, x, boxes):
-    """The definition in the paper's order for both poolers, without any projection."""
+    """Pools, convolves and classifies in the order of the paper, without any projection."""
     scale = 1 / scorer.grid.feature_stride
     size = scorer.pooler_resolution
     relu = F.relu if scorer.conv_relu else torch.nn.Identity()
@@ -63,7 +65,7 @@ def pool_then_convolve(scorer, x, boxes):
 
 
 def assert_close(actual, expected, tolerance=1e-5):
-    """Largest difference relative to the range of what is expected."""
+    """Bounds the largest difference relative to the range of the expected values."""
     for a, e in zip(actual, expected, strict=True):
         assert a.shape == e.shape
         spread = max(float(e.max() - e.min()), float(e.abs().max()), 1e-30)
@@ -102,14 +104,14 @@ def test_dense_equals_per_box_in_single_precision_for_every_shape_of_a_real_grid
     with torch.no_grad():
         dense, plain = scorer(x), per_box(scorer, x)
     sizes = [ny * nx for ny, nx in grid.counts((30, 45))]
-    for d, p in zip(dense, plain, strict=True):
-        spread = p.max() - p.min()
-        for of_d, of_p in zip(d.split(sizes, dim=1), p.split(sizes, dim=1), strict=True):
-            assert (of_d - of_p).abs().max() <= 1e-5 * spread
+    for actual, expected in zip(dense, plain, strict=True):
+        tolerance = 1e-5 * (expected.max() - expected.min())
+        for a, e in zip(actual.split(sizes, dim=1), expected.split(sizes, dim=1), strict=True):
+            assert (a - e).abs().max() <= tolerance
 
 
 @pytest.mark.parametrize("variant", ["pool", "align"])
-def test_small_steps_and_large_ones_give_the_same(variant, monkeypatch):
+def test_the_size_of_a_chunk_does_not_matter(variant, monkeypatch):
     scorer = make_scorer(**VARIANTS[variant])
     x = torch.randn(1, 3, 24, 30)
     whole = scorer(x)
@@ -120,7 +122,7 @@ def test_small_steps_and_large_ones_give_the_same(variant, monkeypatch):
 
 @variants
 def test_windows_of_an_image_do_not_depend_on_its_batch(variant):
-    """Images of different sizes, padded to one: each image's windows score as in a batch alone."""
+    """The windows of a padded image have the same scores in a batch and alone."""
     scorer = make_scorer(**VARIANTS[variant])
     x = torch.randn(2, 3, 20, 28)
     x[1, :, 12:], x[1, :, :, 16:] = 0, 0  # an image of 48 x 64 pixels, padded
@@ -156,7 +158,7 @@ def test_scores_do_not_depend_on_the_order_of_windows(variant):
 
 
 @variants
-def test_forward_boxes_and_its_gradients_are_those_of_pool_then_convolve(variant):
+def test_forward_boxes_and_its_gradients_equal_pool_then_convolve(variant):
     scorer = make_scorer(**VARIANTS[variant]).double()
     x = torch.randn(2, 3, 14, 17, dtype=torch.float64, requires_grad=True)
     corners = torch.rand(9, 4, dtype=torch.float64) * 40
@@ -224,7 +226,7 @@ def test_compilation_gives_the_same_for_every_map_size(variant):
     grid = WindowGrid([(2, 3), (9, 9)], [(2, 2), (9, 9)], 4)
     scorer = make_scorer(grid, **VARIANTS[variant])
     torch._dynamo.reset()
-    # What could go wrong is the graph; a back end that generates code would take minutes.
+    # The eager back end checks the graph; back ends that generate code take minutes.
     compiled = torch.compile(scorer, backend="eager", dynamic=False)
     for size in ((14, 17), (11, 20)):
         x = torch.randn(1, 3, *size)
@@ -257,7 +259,7 @@ def test_dense_equals_per_box_on_a_gpu(variant):
     assert_close([h.float() for h in half], plain, 0.01)
 
 
-def test_inference_mode_leaves_nothing_behind_that_training_could_trip_over():
+def test_training_works_after_a_call_in_inference_mode():
     scorer = make_scorer()
     x = torch.randn(1, 3, 9, 9, requires_grad=True)
     with torch.inference_mode():
@@ -282,6 +284,26 @@ def test_bins_are_rounded_as_the_kernel_rounds_them():
             with torch.no_grad():
                 assert_close(scorer(x), per_box(scorer, x))
     assert farther > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bins_of_a_shape_have_at_most_two_extents(dtype):
+    """The table of a group extends maxima over the smaller extent to the larger one."""
+    for extent in range(1, 400):
+        for bins in (1, 2, 7, 13, 14):
+            _, covered = max_pool_bins(extent, bins, dtype)
+            smallest = math.ceil(extent / bins)
+            assert covered[0] == smallest and set(covered) <= {smallest, smallest + 1}
+
+
+def test_a_nan_stays_in_the_windows_that_contain_it():
+    """Windows share maxima and sums of rows; a value outside a window must not reach it."""
+    scorer = make_scorer(WindowGrid([(5, 4), (9, 9)], [(1, 1), (2, 3)], 4))
+    x = torch.randn(1, 3, 20, 22)
+    x[:, :, 7, 11] = torch.nan
+    x1, y1, x2, y2 = (scorer.grid.boxes((20, 22)) / 4).unbind(1)
+    contains = (x1 <= 11) & (x2 >= 11) & (y1 <= 7) & (y2 >= 7)
+    assert torch.equal(scorer(x)[0].isnan()[0], contains)
 
 
 @pytest.mark.parametrize("extent", range(1, 10))

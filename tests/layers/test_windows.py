@@ -22,7 +22,7 @@ grids = st.lists(st.tuples(pairs, pairs), min_size=1, max_size=3).flatmap(
 
 
 def listed_boxes(grid, map_size, image_size=None):
-    """The rules of the grid, one window after the other; without image_size, all of the map."""
+    """Applies the rules of the grid to one window at a time; image_size defaults to the map's."""
     s = grid.feature_stride
     height, width = image_size or (map_size[0] * s, map_size[1] * s)
     boxes = []
@@ -38,7 +38,7 @@ def listed_boxes(grid, map_size, image_size=None):
 
 @PROFILE
 @given(grids, st.tuples(st.integers(1, 20), st.integers(1, 20)))
-def test_boxes_are_those_of_the_rules_in_their_order(grid, map_size):
+def test_boxes_follow_the_rules_of_the_grid_in_order(grid, map_size):
     boxes = grid.boxes(map_size)
     assert torch.equal(boxes, listed_boxes(grid, map_size))
     assert grid.num_windows(map_size) == len(boxes)
@@ -54,7 +54,7 @@ def test_inside_keeps_the_windows_of_the_unpadded_image(grid, map_size, data):
     assert inside.dtype == torch.bool and inside.shape == (grid.num_windows(map_size),)
     kept = grid.boxes(map_size)[inside]
     assert torch.equal(kept, listed_boxes(grid, map_size, image_size))
-    assert len(kept) >= grid.num_shapes  # the one at 0 of each shape
+    assert len(kept) >= grid.num_shapes  # the window at 0 of each shape
 
 
 def test_every_window_of_a_full_map_is_inside():
@@ -65,9 +65,9 @@ def test_every_window_of_a_full_map_is_inside():
 def test_overhang_is_at_most_half_a_window():
     grid = WindowGrid([(9, 6)], [(1, 1)], 4)
     boxes = grid.boxes((20, 30))
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    assert centres[:, 0].max() < 30 * 4 <= boxes[:, 2].max()
-    assert centres[:, 1].max() < 20 * 4 <= boxes[:, 3].max()
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    assert centers[:, 0].max() < 30 * 4 <= boxes[:, 2].max()
+    assert centers[:, 1].max() < 20 * 4 <= boxes[:, 3].max()
 
 
 def test_an_image_smaller_than_the_smallest_window_has_one_window_of_each_shape():

@@ -1,4 +1,4 @@
-"""What the benchmarks share: devices and memory."""
+"""Device names, synchronization and peak memory, for all benchmarks."""
 
 import ctypes
 import gc
@@ -10,9 +10,9 @@ import torch
 
 
 def peak_extra_mb(function: Callable, device: torch.device) -> float | None:
-    """Returns the memory that a call takes beyond what is held before it, in 10**6 bytes.
+    """Returns the peak memory of a call, less the memory in use before it, in 10**6 bytes.
 
-    On a CPU it is the resident set as Linux counts it; elsewhere None.
+    On a CPU this is the resident set size, which is known on Linux; elsewhere it is None.
     """
     gc.collect()
     if device.type == "cuda":
@@ -24,11 +24,11 @@ def peak_extra_mb(function: Callable, device: torch.device) -> float | None:
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     if not sys.platform.startswith("linux"):
         return None
-    # What the allocator keeps from earlier calls would hide what this one needs.
+    # Memory that the allocator keeps from earlier calls would hide the memory of this one.
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # restarts the peak
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = _resident_mb("VmRSS")
     function()
     return _resident_mb("VmHWM") - before

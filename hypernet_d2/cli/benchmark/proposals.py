@@ -1,8 +1,8 @@
 """Times the scoring of windows, and the stock RPN.
 
-All windows of an image of 600x1000 pixels (a map of 126x150x250) are scored box by box, as the
-paper does, and by the dense path, and detectron2's stock RPN runs on a map of 512x38x63 of the same
-image. All contenders take turns in one run, after a warm-up; times are medians.
+Scores all windows of an image of 600x1000 pixels (a map of 126x150x250) box by box, as the paper
+does, and with WindowScorer's pass over the whole grid. detectron2's RPN runs on a map of 512x38x63
+of the same image. All contenders take turns, after a warm-up. Times are medians.
 """
 
 import argparse
@@ -29,10 +29,10 @@ FEATURE_STRIDE, CHANNELS = 4, 126
 RPN_STRIDE, RPN_CHANNELS = 16, 512
 SIZES, ASPECT_RATIOS = [8, 16, 32, 64, 128, 256, 512], [0.5, 1.0, 2.0]
 PRE_NMS_TOPK, POST_NMS_TOPK, NMS_THRESH = 2000, 100, 0.7
-# Fastest for the reference: larger chunks leave the cache, and take fresh pages each time.
+# The fastest chunk size of the reference. Larger chunks do not fit the cache.
 BOXES_PER_CHUNK = 256
-# One pass over 120,000 boxes takes half a minute and more.
-MOST_BOXES_TO_REPEAT = 50_000
+# One pass over 120,000 boxes takes more than half a minute.
+MAX_BOXES_TO_REPEAT = 50_000
 
 VARIANTS = {
     "dense_pool": {"pooler_type": "ROIPool"},
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.repeats < 1 or min(args.windows, default=0) < 1:
-        parser.error("--repeats and --windows take numbers of at least 1")
+        parser.error("--repeats and --windows must be at least 1")
     if args.amp and torch.device(args.device).type != "cuda":
         parser.error("--amp needs --device cuda")
 
@@ -81,7 +81,7 @@ def map_size(stride: int) -> tuple[int, int]:
 
 
 def grid_of(windows: int) -> WindowGrid:
-    """Returns the default grid with its strides scaled to give about so many windows."""
+    """Returns the default grid, with strides scaled to give about this number of windows."""
     grids = [
         WindowGrid.from_sizes(SIZES, ASPECT_RATIOS, FEATURE_STRIDE, scale / 3, 16 * scale)
         for scale in torch.arange(0.1, 3, 0.01).tolist()
@@ -112,7 +112,7 @@ def compare_scoring(grid: WindowGrid, asked: int, repeats: int, device: torch.de
     else:
         fast["rpn"] = rpn
 
-    slow_repeats = 1 if len(boxes) > MOST_BOXES_TO_REPEAT else min(repeats, 3)
+    slow_repeats = 1 if len(boxes) > MAX_BOXES_TO_REPEAT else min(repeats, 3)
     seconds, outputs = time_in_turns(fast, slow, repeats, slow_repeats, device)
     differences = {
         name: max(
@@ -122,7 +122,7 @@ def compare_scoring(grid: WindowGrid, asked: int, repeats: int, device: torch.de
         for name in VARIANTS
     }
     memory = {name: peak_extra_mb(f, device) for name, f in fast.items() if "," not in name}
-    # A few chunks hold as much at a time as all.
+    # The peak does not depend on the number of chunks.
     few = boxes[: 4 * BOXES_PER_CHUNK]
     memory["per_box"] = peak_extra_mb(_bound(score_per_box, scorers["dense_pool"], x, few), device)
 
@@ -138,7 +138,7 @@ def compare_scoring(grid: WindowGrid, asked: int, repeats: int, device: torch.de
 
 
 def score_per_box(scorer: WindowScorer, x: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """The paper's way: every box is pooled with all channels, convolved and classified."""
+    """Pools every box with all channels, convolves and classifies it, as the paper does."""
     size, scale = scorer.pooler_resolution, 1 / scorer.grid.feature_stride
     feature = F.relu(scorer.conv(x)) if scorer.conv_before_pooling else x
     logits, deltas = [], []
@@ -157,7 +157,7 @@ def score_per_box(scorer: WindowScorer, x: Tensor, boxes: Tensor) -> tuple[Tenso
 
 
 def _selection() -> dict:
-    """What both proposal generators are built with."""
+    """Returns the arguments that both proposal generators are built with."""
     from detectron2.modeling.box_regression import Box2BoxTransform
 
     return {
@@ -171,7 +171,7 @@ def _selection() -> dict:
 
 
 def whole_step(scorer: WindowScorer, x: Tensor) -> Callable | None:
-    """Returns scoring, decoding, clipping and suppression by HyperNet's proposal generator."""
+    """Returns a call of HyperNetProposals: scores, decodes, clips and suppresses boxes."""
     if find_spec("detectron2") is None:
         return None
     from detectron2.modeling.matcher import Matcher
@@ -190,7 +190,7 @@ def whole_step(scorer: WindowScorer, x: Tensor) -> Callable | None:
 
 
 def stock_rpn(device: torch.device) -> Callable | None:
-    """Returns detectron2's RPN with nine anchors a location, decoding and suppression included."""
+    """Returns a call of detectron2's RPN, with nine anchors per location."""
     if find_spec("detectron2") is None:
         return None
     from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -219,9 +219,9 @@ def time_in_turns(
     slow_repeats: int,
     device: torch.device,
 ) -> tuple[dict[str, float], dict[str, tuple]]:
-    """Returns medians of seconds, and outputs.
+    """Returns the median seconds and the outputs of each contender.
 
-    In every round each contender runs once, after a warm-up; the slow ones run in the first rounds.
+    Each contender runs once per round, after a warm-up; the slow ones only in the first rounds.
     """
     for function in fast.values():
         function()
@@ -241,7 +241,7 @@ def time_in_turns(
 
 
 def _give_outputs_a_range_of_one(scorer: WindowScorer, x: Tensor) -> None:
-    """Makes absolute differences of the outputs differences relative to their range."""
+    """Scales the outputs to a range of 1, so that absolute differences are relative to it."""
     for layer, output in zip((scorer.objectness, scorer.deltas), scorer(x), strict=True):
         layer.weight.div_((output.max() - output.min()).float())
 
@@ -269,7 +269,7 @@ def _row(
 
 
 def print_table(rows: list[dict], seconds: dict[str, float]) -> None:
-    """Prints the rows, the references of the same pooler, and the whole proposal step."""
+    """Prints the rows, the reference time of each pooler, and the time of the whole step."""
     print("| | seconds | same, per box | ratio | peak extra MB | max. difference | whole step |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
