@@ -1,6 +1,6 @@
 # Every target runs through tools/setup_env.sh, which prepares the environment if it is not ready.
 # All targets are phony: make cannot name files in a folder with a space in its name.
-.PHONY: help demo test test-all test-plain soak lint format clean distclean
+.PHONY: help demo test test-all test-plain test-compiled soak matrix lint format clean distclean
 
 ENV = @sh tools/setup_env.sh
 
@@ -14,8 +14,10 @@ help:
 	@echo 'make test       run the test suite without its slow tests, in about five minutes'
 	@echo '                (ARGS="-k windows" is passed on to pytest)'
 	@echo 'make test-all   run the slow tests too'
-	@echo 'make test-plain run the tests of what uses the compiled part of detectron2, without it'
+	@echo 'make test-plain run the tests that touch the compiled part of detectron2, without it;'
+	@echo '                make test-compiled the same tests with it'
 	@echo 'make soak       run the long reliability tests (docs/RELIABILITY.md)'
+	@echo 'make matrix     run tests with several versions of PyTorch and detectron2 (hours)'
 	@echo 'make lint       check style and format; make format fixes what can be fixed'
 	@echo 'make clean      remove caches and build products; make distclean also ./.venv and output/'
 	@echo
@@ -32,9 +34,17 @@ test:
 test-all:
 	$(ENV) python -m pytest --slow $(ARGS)
 
+# The tests of what uses the compiled part of detectron2, if it is there.
+TOUCHING = tests/evaluation tests/modeling tests/engine/test_training.py tests/cli/test_compare.py
+
 test-plain:
-	$(ENV) env DETECTRON2=plain python -m pytest tests/evaluation tests/modeling \
-		tests/engine/test_training.py tests/cli/test_compare.py $(ARGS)
+	$(ENV) env DETECTRON2=plain python -m pytest $(TOUCHING) $(ARGS)
+
+test-compiled:
+	$(ENV) python -m pytest $(TOUCHING) $(ARGS)
+
+matrix:
+	@$${PYTHON:-python3} tools/matrix.py
 
 soak:
 	$(ENV) sh -c 'python -m tests.reliability.kills && python -m tests.reliability.several \
