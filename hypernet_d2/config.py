@@ -36,7 +36,7 @@ def add_hypernet_config(cfg: CN) -> None:
     # of each set.
     hyper.EVALUATOR = ""
     # Whether MODEL.ROI_HEADS.NUM_CLASSES may be larger than the number of classes of a training
-    # set, for instance to add classes later. Otherwise the difference is an error.
+    # set, for instance to add classes later; otherwise the difference is an error.
     hyper.ALLOW_UNUSED_CLASSES = False
 
     # ---- The hyper feature (paper 3.1) ---------------------------------------------------------

@@ -50,6 +50,7 @@ def check_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
             and ``MODEL.HYPERNET.ALLOW_UNUSED_CLASSES`` is False.
     """
     number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    allow_unused = cfg.MODEL.HYPERNET.ALLOW_UNUSED_CLASSES
     for name in dataset_names:
         classes = MetadataCatalog.get(name).get("thing_classes", None)
         if classes is None or len(classes) == number:
@@ -60,7 +61,7 @@ def check_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
         )
         if len(classes) > number:
             raise ValueError(message)
-        if name in cfg.DATASETS.TRAIN and not cfg.MODEL.HYPERNET.ALLOW_UNUSED_CLASSES:
+        if name in cfg.DATASETS.TRAIN and not allow_unused:
             raise ValueError(
                 f"{message}; expected MODEL.ROI_HEADS.NUM_CLASSES {len(classes)}, or "
                 "MODEL.HYPERNET.ALLOW_UNUSED_CLASSES True to train classes without objects"
