@@ -129,7 +129,7 @@ def test_a_command_says_how_to_get_a_detectron2_that_loads(tmp_path):
 
 
 @pytest.mark.detectron2
-def test_the_import_warns_of_nothing():
+def test_loading_the_package_prints_nothing():
     done = run(sys.executable, "-c", "import hypernet_d2, hypernet_d2.engine", PYTHONPATH=str(ROOT))
     assert (done.returncode, done.stdout) == (0, "")
 

@@ -546,6 +546,8 @@ def _evaluate_on(name: str, root: Path) -> None:
 
 def _prepare_demo(kind: str, root: Path, damage: Callable[[bytes], bytes]) -> Callable[[], None]:
     """demo.py's way of files, with a model that shows the image as it is."""
+    from hypernet_d2.cli.views import View
+
     path = root / f"photo.{kind}"
     path.write_bytes(image_bytes(kind))
     _damage(path, damage)
@@ -555,7 +557,7 @@ def _prepare_demo(kind: str, root: Path, damage: Callable[[bytes], bytes]) -> Ca
         output = root / "output"
         output.mkdir()
         args = argparse.Namespace(files=[path], output=output, webcam=None, codec="mp4v")
-        show = lambda image: demo["View"](np.ascontiguousarray(image[:, :, ::-1]), "")  # noqa: E731
+        show = lambda image: View(np.ascontiguousarray(image[:, :, ::-1]), "")  # noqa: E731
         failures = demo["run"](args, show, None)
         if failures:
             raise ValueError(failures[0])
