@@ -33,6 +33,8 @@ def map_classes(
     """
     if isinstance(evaluators, DatasetEvaluator):
         evaluators = [evaluators]
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":  # whose proposals have no class
+        return list(evaluators)
     names, source = get_class_names(model), "the model"
     if names is None and (names := training_classes(cfg.DATASETS.TRAIN)):
         source = f"the training set {cfg.DATASETS.TRAIN[0]!r} (the checkpoint has no class names)"
