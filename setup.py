@@ -30,7 +30,8 @@ EXTRAS = {
     "plots": ["matplotlib"],
     "tensorboard": ["tensorboard"],
     "web": ["gradio>=6", "onnxruntime>=1.17"],
-    "test": ["pytest>=8", "hypothesis", "PyYAML"],
+    # timm: imported by detectron2's ViT.
+    "test": ["pytest>=8", "hypothesis", "PyYAML", "timm"],
     # One minor version: another one may format, and then lint, differently.
     "lint": ["ruff>=0.17,<0.18"],
 }

@@ -174,10 +174,14 @@ def test_a_checkout_is_used_as_it_is(machine, tmp_path):
     assert modules == "None None"
     assert "nothing changed" in done.stdout
 
-    # Another checkout replaces it; a folder that is none is refused, and changes nothing.
+    # Another checkout replaces it; one that does not load, or is none, is refused.
     other = write_checkout(tmp_path / "other")
     write(other / "detectron2" / "__init__.py", "__version__ = '0.7'")
     assert "detectron2 0.7" in machine.set_up(DETECTRON2=str(other)).stdout
+    older = write_checkout(tmp_path / "older")
+    write(older / "detectron2" / "engine" / "__init__.py", "from PIL.Image import LINEAR")
+    done = machine.set_up("true", DETECTRON2=str(older))
+    assert done.returncode == 1 and "older cannot be used: does not load: " in done.stdout
     (tmp_path / "empty").mkdir()
     done = machine.set_up("true", DETECTRON2=str(tmp_path / "empty"))
     assert done.returncode == 1

@@ -6,7 +6,8 @@
     python3 tools/matrix.py --repository ~/detectron2 --tests tests/modeling
 
 For each PyTorch an environment is created below ``output/matrix`` (up to 6 GB, removed afterwards)
-with the Python that runs this file; detectron2 is used as plain Python. The table is also written
+with the Python that runs this file; detectron2 is used as plain Python, or compiled with ``--build``
+(v0.6 needs its compiled part). The table is also written
 to ``output/matrix/table.md``, with a log of each combination beside it.
 """
 
@@ -41,6 +42,7 @@ def main() -> int:
                         help="commits or tags (default: the pinned commit and v0.6)")  # fmt: skip
     parser.add_argument("--repository", default=PUBLIC, help="of detectron2: an address or a path")
     parser.add_argument("--tests", default=TESTS, help=f"arguments for pytest ({TESTS})")
+    parser.add_argument("--build", action="store_true", help="compile detectron2")
     parser.add_argument("--keep", action="store_true", help="keep the environments")
     args = parser.parse_args()
     output = ROOT / "output" / "matrix"
@@ -53,7 +55,7 @@ def main() -> int:
         for ref, folder in checkouts.items():
             log = output / f"torch-{torch}-detectron2-{ref[:8]}.log"
             result = install(environment, python, torch, log) or test(
-                environment, folder, args.tests, log
+                environment, folder, args.build, args.tests, log
             )
             rows.append((torch, ref[:8], result))
             print(f"torch {torch}, detectron2 {ref[:8]}: {result} ({log})", flush=True)
@@ -94,12 +96,13 @@ def install(environment: Path, python: Path, torch: str, log: Path) -> str:
     return ""
 
 
-def test(environment: Path, detectron2: Path, tests: str, log: Path) -> str:
+def test(environment: Path, detectron2: Path, build: bool, tests: str, log: Path) -> str:
     """The last line of pytest, or of what failed before it."""
     env = {
         **os.environ,
         "VIRTUAL_ENV": str(environment),
         "DETECTRON2": str(detectron2),
+        "DETECTRON2_BUILD": "1" if build else "",
         "HYPERNET_D2_REQUIRE_DETECTRON2": "1",
     }
     command = ["sh", ROOT / "tools" / "setup_env.sh", "python", "-m", "pytest", *tests.split()]

@@ -95,8 +95,10 @@ def install(state: dict, source: Path, build: bool) -> dict:
     """Install from a wheel, an sdist or a checkout; return the state of the environment.
 
     Raises:
-        SetupError: detectron2 cannot be installed from there, or does not load afterwards.
+        SetupError: detectron2 cannot be installed from there, or does not load afterwards. A
+            checkout that was used before is used again then.
     """
+    previous = plain_detectron2.linked_checkout()
     if source.suffix == ".whl":
         plain_detectron2.remove()
         pip("uninstall", "--yes", "detectron2")
@@ -115,6 +117,8 @@ def install(state: dict, source: Path, build: bool) -> dict:
     state = probe()
     if not state["detectron2"]:
         plain_detectron2.remove()
+        if previous:
+            plain_detectron2.link(previous)
         raise SetupError(state["detectron2_error"])
     return state
 
