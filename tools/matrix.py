@@ -6,9 +6,9 @@
     python3 tools/matrix.py --repository ~/detectron2 --tests tests/modeling
 
 For each PyTorch an environment is created below ``output/matrix`` (up to 6 GB, removed afterwards)
-with the Python that runs this file; detectron2 is used as plain Python, or compiled with ``--build``
-(v0.6 needs its compiled part). The table is also written
-to ``output/matrix/table.md``, with a log of each combination beside it.
+with the Python that runs this file. detectron2 is used as plain Python, or compiled with
+``--build``; v0.6 needs its compiled part. The table is also written to ``output/matrix/table.md``,
+with a log of each combination beside it.
 """
 
 from __future__ import annotations
