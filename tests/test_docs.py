@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from string import Template
 
 import pytest
+import torch
 
 import hypernet_d2
+from hypernet_d2.deploy import DIGITS_MODEL
+from tests.helpers import TINY, tiny_cfg, write_voc
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,12 +30,27 @@ OPTIONAL = {"gradio", "matplotlib", "onnx", "onnxruntime", "onnxscript", "pycoco
 USERS_FILES = {"my_config.yaml", "my_data.py"}  # that docs/CUSTOM_DATA.md has the reader write
 
 
+SCRIPT_OF = {  # hypernet-d2 COMMAND
+    "train": ["train_net.py"],
+    "eval": ["train_net.py", "--eval-only"],
+    "detect": ["demo/demo.py"],
+    "export": ["tools/export_model.py"],
+    "suggest-windows": ["tools/suggest_windows.py"],
+    "inspect-data": ["tools/visualize_data.py"],
+    "compare": ["tools/compare.py"],
+    "contact-sheet": ["demo/contact_sheet.py"],
+}
+
+
 def blocks(page: Path, *languages: str) -> list[str]:
     return [text for language, text in BLOCK.findall(page.read_text()) if language in languages]
 
 
 def commands(program: str) -> list:
-    """One parameter for each command of the pages that starts with ``program``."""
+    """One parameter for each command of the pages that starts with ``program``: its arguments.
+
+    Those of ``hypernet-d2`` are given as arguments of ``python`` that do the same.
+    """
     found = {}
     for page in PAGES:
         prose = BLOCK.sub("", page.read_text())
@@ -39,13 +59,27 @@ def commands(program: str) -> list:
         for line in [*lines, *inline]:
             line = Template(line).safe_substitute(SHELL_VARIABLES).strip()
             words = shlex.split(line, comments=True) if line.startswith(program) else []
-            if len(words) > 1 and words[0] == program:
-                found.setdefault(" ".join(words), pytest.param(words[1:], id=" ".join(words)))
+            if len(words) > 1 and words[0] == program and words[1] != "--help":
+                words = words[1:]
+                if program == "hypernet-d2":
+                    words[:1] = SCRIPT_OF[words[0]]
+                found.setdefault(" ".join(words), pytest.param(words, id=" ".join(words)))
     return list(found.values())
 
 
 class Parsed(BaseException):
     """Ends a script once it has read its command line; no handler of a script takes it."""
+
+
+def start(words: list[str], monkeypatch) -> None:
+    """Run ``python WORDS`` in this process."""
+    monkeypatch.setattr(sys, "path", [str((ROOT / words[0]).parent), *sys.path])
+    if words[0] == "-m":
+        monkeypatch.setattr(sys, "argv", words[1:])
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        monkeypatch.setattr(sys, "argv", [str(ROOT / words[0]), *words[1:]])
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def parse(words: list[str], monkeypatch) -> argparse.Namespace:
@@ -56,14 +90,8 @@ def parse(words: list[str], monkeypatch) -> argparse.Namespace:
         raise Parsed(read(self, args, namespace))
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-    monkeypatch.setattr(sys, "path", [str((ROOT / words[0]).parent), *sys.path])
     try:
-        if words[0] == "-m":
-            monkeypatch.setattr(sys, "argv", words[1:])
-            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-        else:
-            monkeypatch.setattr(sys, "argv", [str(ROOT / words[0]), *words[1:]])
-            runpy.run_path(sys.argv[0], run_name="__main__")
+        start(words, monkeypatch)
     except Parsed as parsed:
         return parsed.args[0]
     except ModuleNotFoundError as error:
@@ -74,7 +102,11 @@ def parse(words: list[str], monkeypatch) -> argparse.Namespace:
     raise AssertionError(f"{words[0]} reads no command line")
 
 
-PYTHON_COMMANDS = [c for c in commands("python") if c.values[0][:2] != ["-m", "pytest"]]
+PYTHON_COMMANDS = [
+    c
+    for c in [*commands("python"), *commands("hypernet-d2")]
+    if c.values[0][:2] != ["-m", "pytest"]
+]
 # A script whose name is all there is has no option to check.
 WITH_OPTIONS = [c for c in PYTHON_COMMANDS if len(c.values[0]) > 1 and c.values[0][0] != "-c"]
 
@@ -97,6 +129,133 @@ def test_command_is_understood_and_its_config_and_keys_exist(words, monkeypatch)
         setup_cfg(argparse.Namespace(config_file=path, opts=opts))
 
 
+def small_data(root: Path) -> Path:
+    """``$DETECTRON2_DATASETS`` with a few images for BCCD and the digits."""
+    from hypernet_d2.data.datasets import bccd, digits
+
+    write_voc(root / "BCCD", 4, size=(240, 320))
+    for file in (root / "BCCD/Annotations").iterdir():
+        text = file.read_text().replace("<name>square", "<name>RBC")
+        file.write_text(text.replace("<name>bar", "<name>Platelets"))
+    for split in bccd.SPLITS:
+        shutil.copy(root / "BCCD/ImageSets/Main/all.txt", root / f"BCCD/ImageSets/Main/{split}.txt")
+    shutil.copy(root / "BCCD/JPEGImages/000.jpg", root / "BCCD/JPEGImages/BloodImage_00000.jpg")
+    for split, full in digits.SPLITS.items():
+        few = digits.generate_digits(root / "digits", split, num_images=4)
+        few.rename(few.with_name(few.name.replace("-n4", f"-n{full}")))
+    return root
+
+
+@pytest.fixture
+def catalogs():
+    """Removes the sets that a command registers, and the files that its evaluation wrote."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from hypernet_d2.data.datasets.builtin import register_builtin
+
+    yield
+    for name in DatasetCatalog.list():
+        if name.startswith(("my_", "bccd_", "digits_")):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.pop(name)
+    register_builtin()
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A function that makes a folder the current one, with the files that the commands name."""
+    data = small_data(tmp_path_factory.mktemp("data"))
+    photographs = sorted((data / "BCCD/JPEGImages").iterdir())
+    voc_code, _ = blocks(ROOT / "docs/CUSTOM_DATA.md", "python")
+    (config,) = blocks(ROOT / "docs/CUSTOM_DATA.md", "yaml")
+    (digits,) = (data / "digits").glob("val-*")
+    run_config = tiny_cfg().dump()
+
+    def make(folder: Path, monkeypatch) -> None:
+        (folder / "configs").symlink_to(ROOT / "configs")
+        (folder / "BCCD_Dataset").symlink_to(data)
+        for name in ("photographs", "PHOTOGRAPHS"):
+            (folder / name).symlink_to(data / "BCCD/JPEGImages")
+        shutil.copy(photographs[0], folder / "photograph.jpg")
+        (folder / "IMAGES").symlink_to(digits)
+        shutil.copy(digits / "annotations.json", folder)
+        (folder / "exported").mkdir()
+        shutil.copy(DIGITS_MODEL, folder / "exported/hypernet_R_18.onnx")
+        (folder / "my_data.py").write_text(voc_code)
+        (folder / "my_config.yaml").write_text(config)
+        results = {"bccd_test": {"bbox": {"AP": 50.0, "AP50": 90.0, "AP75": 60.0}}}
+        for run in ("h1", "h2", "f1", "f2"):
+            (folder / "output" / run).mkdir(parents=True)
+            (folder / "output" / run / "results.json").write_text(json.dumps(results))
+            (folder / "output" / run / "config.yaml").write_text(run_config)
+        results = ROOT / "docs/results"
+        shutil.copy(results / "inference_VGG16_600x1000.json", folder / "inference.json")
+        shutil.copy(results / "training_R_18.json", folder / "training.json")
+        monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
+        monkeypatch.chdir(folder)
+
+    return make
+
+
+def write_weights(config: str, opts: list[str]) -> None:
+    """The file that MODEL.WEIGHTS names among ``opts``, with random weights."""
+    from detectron2.modeling import build_model
+
+    from hypernet_d2.engine import setup_cfg
+
+    if "MODEL.WEIGHTS" not in opts:
+        return
+    cfg = setup_cfg(argparse.Namespace(config_file=config, opts=opts))
+    Path(cfg.MODEL.WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": build_model(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
+
+
+# What demo/walkthrough.py takes if no config is named: the model of make demo.
+DEMO_CONFIG = "configs/Digits-Detection/hypernet_R_18_demo.yaml"
+DEMO_WEIGHTS = ["MODEL.WEIGHTS", "output/demo/model_final.pth"]
+# Not tools/benchmark.py, which tests/cli/test_benchmark.py runs with small models, nor demo/web.py,
+# which serves until it is interrupted.
+SCRIPTS = (
+    "train_net.py",
+    "demo/contact_sheet.py",
+    "demo/demo.py",
+    "demo/walkthrough.py",
+    "tools/compare.py",
+    "tools/export_model.py",
+    "tools/suggest_windows.py",
+    "tools/visualize_data.py",
+    "-m hypernet_d2",
+)
+# Placeholders, large models, eight GPUs, missing data, and the above: only parsed.
+NOT_RUN = ("...", "<", "VGG16", "R_50", "--num-gpus", "R_18_sample", "benchmark", "web")
+SLOW = ("--schedule", "export_model.py", "walkthrough.py", "Digits-Parts", "KEYPOINT_ON")
+RUN = [
+    pytest.param(*c.values, id=c.id, marks=[pytest.mark.slow] * any(w in c.id for w in SLOW))
+    for c in WITH_OPTIONS
+    if c.id.startswith(SCRIPTS) and not any(w in c.id for w in NOT_RUN)
+]
+
+
+@pytest.mark.detectron2
+@pytest.mark.parametrize("words", RUN)
+def test_command_runs(words, workplace, catalogs, tmp_path, monkeypatch):
+    """With the smallest model, and one iteration of training."""
+    workplace(tmp_path, monkeypatch)
+    with monkeypatch.context() as patch:
+        args = parse(words, patch)
+    if hasattr(args, "opts"):
+        tiny = [*map(str, TINY), "SOLVER.MAX_ITER", "1", "SOLVER.STEPS", "()"]
+        if "--size" in words:
+            tiny += ["INPUT.MIN_SIZE_TEST", "240"]
+        write_weights(args.config_file or DEMO_CONFIG, [*(args.opts or DEMO_WEIGHTS), *tiny])
+        needs_flag = words[0] in ("demo/demo.py", "tools/suggest_windows.py")
+        words = [*words, *(["--opts"] if needs_flag and "--opts" not in words else []), *tiny]
+    try:
+        start(words, monkeypatch)
+    except SystemExit as end:
+        assert not end.code
+
+
 def test_only_the_script_whose_optional_package_is_missing_is_left_out(monkeypatch, tmp_path):
     script = tmp_path / "script.py"
     for package, outcome in (("gradio", pytest.skip.Exception), ("numpi", ModuleNotFoundError)):
@@ -113,7 +272,7 @@ def test_script_exists(words):
 
 @pytest.mark.parametrize("words", commands("make"))
 def test_make_target_exists(words):
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert words[0] in targets or "=" in words[0]
 
 
@@ -169,6 +328,11 @@ def test_a_key_without_a_comment_is_refused(config_reference):
     source = "def add_hypernet_config(cfg):\n    # Why.\n    hyper.A = 1\n    hyper.B = 2\n"
     with pytest.raises(ValueError, match="MODEL.HYPERNET.B has no comment"):
         config_reference["read_keys"](source)
+
+
+def test_documentation_stays_short():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    assert sum(len(page.read_text().split()) for page in pages) <= 9000
 
 
 def test_one_version_everywhere():

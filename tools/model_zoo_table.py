@@ -6,7 +6,7 @@
                                                 # --flops R_18: only of names with R_18
     python tools/model_zoo_table.py --check     # exit status 1 if the file would change
 
-A table stands between <!-- table FOLDER --> and <!-- end -->. Empty columns are left out. The
+A table stands between <!-- table FOLDER ... --> and <!-- end -->. Empty columns are left out. The
 column "measured" has the AP that this project obtained; it is edited by hand and kept.
 """
 
@@ -28,7 +28,8 @@ from hypernet_d2.cli.cost import count_flops, count_parameters
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "MODEL_ZOO.md"
 COLUMNS = ("config", "parameters (M)", "FLOPs (G)", "published", "measured")
-TABLE = re.compile(r"(<!-- table (?P<folder>\S+) -->\n)(?P<table>.*?)(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- table (?P<folders>.+?) -->\n)(?P<rows>.*?)(<!-- end -->)", re.DOTALL)
+LINK = re.compile(r"\(\.\./configs/(.+)\.yaml\)")
 # Long side of the image whose FLOPs are counted, by INPUT.MIN_SIZE_TEST.
 LONG_SIDE = {600: 1000, 800: 1333, 240: 320}
 
@@ -74,17 +75,17 @@ def measure_flops(names: list[str]) -> dict[str, str]:
     return cells
 
 
-def read_table(folder: str, table: str) -> dict[str, dict[str, str]]:
+def read_table(table: str) -> dict[str, dict[str, str]]:
     """For each config of a table, its cells by column."""
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     rows = [dict(zip(lines[0], cells, strict=True)) for cells in lines[2:]]
-    return {f"{folder}/{row['config'][1:].partition(']')[0]}": row for row in rows}
+    return {LINK.search(row["config"])[1]: row for row in rows}
 
 
 def row(name: str, old: dict[str, str], new_flops: str | None) -> dict[str, str]:
     """The cells of a config by column; ``old`` has those of the row that it replaces."""
     return {
-        "config": f"[{Path(name).name}](../configs/{name}.yaml)",
+        "config": f"[{name}](../configs/{name}.yaml)",
         "parameters (M)": f"{parameters(name):.1f}",
         "FLOPs (G)": new_flops or old.get("FLOPs (G)", ""),
         "published": PUBLISHED.get(name, ""),
@@ -93,7 +94,10 @@ def row(name: str, old: dict[str, str], new_flops: str | None) -> dict[str, str]
 
 
 def to_markdown(rows: list[dict[str, str]]) -> str:
-    """A table of the columns that have a cell in any of the rows."""
+    """A table of the columns that are not empty. The folder is named only if there are several."""
+    folder, *others = {row["config"].partition("/")[0] + "/" for row in rows}
+    if not others:
+        rows = [row | {"config": row["config"].replace(folder, "[", 1)} for row in rows]
     columns = [column for column in COLUMNS if any(row[column] for row in rows)]
     cells = [[row[column] for column in columns] for row in rows]
     return f"{tabulate(cells, columns, tablefmt='github', disable_numparse=True)}\n"
@@ -109,19 +113,20 @@ def update(text: str, measure: str | None = None) -> str:
     for path in sorted((ROOT / "configs").glob("*/*.yaml")):
         if not path.name.startswith("Base-"):
             names.setdefault(path.parent.name, []).append(f"{path.parent.name}/{path.stem}")
-    tables = {match["folder"] for match in TABLE.finditer(text)}
+    tables = {folder for match in TABLE.finditer(text) for folder in match["folders"].split()}
     if tables != set(names):
         raise ValueError(
             f"{DOCUMENT.name} has tables for {sorted(tables)}, configs/ has {sorted(names)}"
         )
     old = {}
     for match in TABLE.finditer(text):
-        old |= read_table(match["folder"], match["table"])
+        old |= read_table(match["rows"])
     chosen = [n for group in names.values() for n in group if measure is not None and measure in n]
     measured = measure_flops(chosen)
 
     def table(match: re.Match) -> str:
-        rows = [row(n, old.get(n, {}), measured.get(n)) for n in names[match["folder"]]]
+        configs = [name for folder in match["folders"].split() for name in names[folder]]
+        rows = [row(name, old.get(name, {}), measured.get(name)) for name in configs]
         return f"{match[1]}{to_markdown(rows)}{match[4]}"
 
     return TABLE.sub(table, text)
