@@ -15,12 +15,27 @@ from . import _detectron2  # noqa: F401
 import torch
 from detectron2.config import CfgNode as CN
 
-__all__ = ["add_hypernet_config", "default_device"]
+__all__ = ["add_hypernet_config", "default_device", "hypernet_node"]
 
 
 def default_device() -> str:
     """ "cuda" where PyTorch sees a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def hypernet_node(cfg: CN) -> CN:
+    """Return ``cfg.MODEL.HYPERNET``, with the defaults of the keys that it lacks.
+
+    Keys are missing where a config file was merged into detectron2's own defaults without
+    `add_hypernet_config`, as programs do that only know detectron2.
+
+    Raises:
+        KeyError: for a key that does not exist.
+    """
+    complete = CN({"MODEL": CN()})
+    add_hypernet_config(complete)
+    complete.MODEL.HYPERNET.merge_from_other_cfg(cfg.MODEL.get("HYPERNET", CN()))
+    return complete.MODEL.HYPERNET
 
 
 def add_hypernet_config(cfg: CN) -> None:

@@ -10,6 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
 from torch import Tensor
 
+from hypernet_d2.config import hypernet_node
 from hypernet_d2.layers import HyperFeature
 
 __all__ = ["HyperBackbone", "build_hyper_backbone"]
@@ -127,8 +128,8 @@ def build_hyper_backbone(cfg, input_shape: ShapeSpec) -> HyperBackbone:
 
     The result also returns the maps that ``MODEL.HYPERNET.HYPERCOLUMN.IN_FEATURES`` names.
     """
-    feature = cfg.MODEL.HYPERNET.FEATURE
-    hypercolumn = [f for f in cfg.MODEL.HYPERNET.HYPERCOLUMN.IN_FEATURES if f != "hyper"]
+    feature = hypernet_node(cfg).FEATURE
+    hypercolumn = [f for f in hypernet_node(cfg).HYPERCOLUMN.IN_FEATURES if f != "hyper"]
     return HyperBackbone(
         _build_trunk(cfg, input_shape, [*feature.IN_FEATURES, *hypercolumn]),
         in_features=feature.IN_FEATURES,
@@ -149,7 +150,7 @@ def _build_trunk(cfg: CfgNode, input_shape: ShapeSpec, in_features: list[str]) -
     that the user set is kept. The default, a single map, becomes ``MODEL.FPN.IN_FEATURES`` if that
     is set, else ``in_features``. Other trunks ignore the key.
     """
-    name = cfg.MODEL.HYPERNET.TRUNK
+    name = hypernet_node(cfg).TRUNK
     if name not in BACKBONE_REGISTRY or name == "build_hyper_backbone":
         known = sorted(key for key, _ in BACKBONE_REGISTRY if key != "build_hyper_backbone")
         raise ValueError(f"MODEL.HYPERNET.TRUNK is {name!r}; expected one of {known}")

@@ -18,6 +18,7 @@ from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from hypernet_d2.config import hypernet_node
 from hypernet_d2.layers import WindowGrid, WindowScorer
 from hypernet_d2.layers.window_steps import use_large_chunks
 
@@ -94,7 +95,7 @@ class HyperNetProposals(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
         """From ``MODEL.HYPERNET.PROPOSALS``, and ``MODEL.RPN`` for keys of the same meaning."""
-        rpn, proposals = cfg.MODEL.RPN, cfg.MODEL.HYPERNET.PROPOSALS
+        rpn, proposals = cfg.MODEL.RPN, hypernet_node(cfg).PROPOSALS
         if len(rpn.IN_FEATURES) != 1 or rpn.IN_FEATURES[0] not in input_shape:
             raise ValueError(
                 f"MODEL.RPN.IN_FEATURES is {rpn.IN_FEATURES}; HyperNetProposals takes exactly one "

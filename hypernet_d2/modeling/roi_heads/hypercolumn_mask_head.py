@@ -20,6 +20,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from hypernet_d2.config import hypernet_node
+
 from .hypercolumn_predictor import HypercolumnPredictor
 
 __all__ = ["HypercolumnMaskHead", "box_weights", "heat_map_loss"]
@@ -88,7 +90,7 @@ class HypercolumnMaskHead(BaseMaskRCNNHead):
                 num_classes=1 if agnostic else cfg.MODEL.ROI_HEADS.NUM_CLASSES,
                 num_labels=cls.num_labels(cfg),
             ),
-            "full_weight_size": cfg.MODEL.HYPERNET.HYPERCOLUMN.FULL_WEIGHT_SIZE,
+            "full_weight_size": hypernet_node(cfg).HYPERCOLUMN.FULL_WEIGHT_SIZE,
         }
 
     @classmethod

@@ -14,6 +14,8 @@ from detectron2.modeling.roi_heads.mask_head import ROI_MASK_HEAD_REGISTRY
 from detectron2.structures import Instances
 from torch import Tensor
 
+from hypernet_d2.config import hypernet_node
+
 from .hypercolumn_mask_head import HypercolumnMaskHead
 
 __all__ = ["HypercolumnPartHead", "paste_parts"]
@@ -48,7 +50,7 @@ class HypercolumnPartHead(HypercolumnMaskHead):
     @classmethod
     def num_labels(cls, cfg: CfgNode) -> int:
         """L, the number of parts."""
-        return cfg.MODEL.HYPERNET.HYPERCOLUMN.NUM_PARTS
+        return hypernet_node(cfg).HYPERCOLUMN.NUM_PARTS
 
     def targets(self, instances: Instances, size: int) -> Tensor:
         """Whether each part is at the center of each position, (R, L, M, M) bool."""

@@ -14,6 +14,7 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
+from hypernet_d2.config import hypernet_node
 from hypernet_d2.layers import LocationClassifiers
 
 __all__ = ["HypercolumnPredictor"]
@@ -108,7 +109,7 @@ class HypercolumnPredictor(nn.Module):
         num_labels: int,
     ) -> dict:
         """From the keys of ``MODEL.HYPERNET.HYPERCOLUMN``."""
-        node = cfg.MODEL.HYPERNET.HYPERCOLUMN
+        node = hypernet_node(cfg).HYPERCOLUMN
         return {
             "input_shape": input_shape,
             "num_classes": num_classes,

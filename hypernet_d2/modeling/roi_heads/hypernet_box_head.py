@@ -7,6 +7,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, FastRCNNConvFCHead
 from torch import nn
 
+from hypernet_d2.config import hypernet_node
+
 __all__ = ["HyperNetBoxHead"]
 
 
@@ -38,7 +40,7 @@ class HyperNetBoxHead(FastRCNNConvFCHead):
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
         """From the keys of the stock head and ``MODEL.HYPERNET.BOX_HEAD``."""
-        box_head = cfg.MODEL.HYPERNET.BOX_HEAD
+        box_head = hypernet_node(cfg).BOX_HEAD
         ret = super().from_config(cfg, input_shape)
         if box_head.CONV_BEFORE_POOLING:
             ret["conv_dims"] = []  # HyperNetROIHeads convolves the feature map

@@ -9,6 +9,8 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from hypernet_d2.config import hypernet_node
+
 __all__ = ["HyperNetROIHeads"]
 
 
@@ -36,7 +38,7 @@ class HyperNetROIHeads(StandardROIHeads):
     @classmethod
     def _init_box_head(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        if not cfg.MODEL.HYPERNET.BOX_HEAD.CONV_BEFORE_POOLING:
+        if not hypernet_node(cfg).BOX_HEAD.CONV_BEFORE_POOLING:
             return super()._init_box_head(cfg, input_shape)
         if len(in_features) != 1:
             raise ValueError(
@@ -79,7 +81,7 @@ def _with_hypercolumn_maps(
     cfg: CfgNode, head: CfgNode, input_shape: dict[str, ShapeSpec]
 ) -> CfgNode:
     """A config with which stock code passes the maps of the hypercolumns to ``head``."""
-    in_features = cfg.MODEL.HYPERNET.HYPERCOLUMN.IN_FEATURES
+    in_features = hypernet_node(cfg).HYPERCOLUMN.IN_FEATURES
     if head.POOLER_TYPE or not in_features:
         return cfg
     missing = [name for name in in_features if name not in input_shape]
