@@ -30,6 +30,7 @@ from detectron2.utils.events import EventStorage, JSONWriter
 from torch import nn
 
 from hypernet_d2.checkpoint import OUTPUT_FILES, HyperNetCheckpointer
+from hypernet_d2.checkpoint.class_names import KEY as CLASS_NAMES
 
 from .checks import check_test_time_augmentation
 from .proposal_writer import ProposalWriter
@@ -279,15 +280,15 @@ def _unify(cfg: CfgNode) -> CfgNode:
 def _combine(cfg: CfgNode, modules: dict[str, str], path: str) -> None:
     """Write a checkpoint of several steps' modules: {name of the module: name of the step}."""
     if comm.is_main_process():
-        combined = {}
+        combined = {"model": {}}
         for step in sorted(set(modules.values())):
             with OUTPUT_FILES.open(os.path.join(cfg.OUTPUT_DIR, step, FINAL), "rb") as file:
                 checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-            state = checkpoint.pop("model")
-            combined.update(
-                {k: v for k, v in state.items() if modules.get(k.split(".")[0]) == step}
-            )
+            for name, weight in checkpoint["model"].items():
+                if modules.get(name.split(".")[0]) == step:
+                    combined["model"][name] = weight
+            if CLASS_NAMES in checkpoint:  # the same in all steps
+                combined[CLASS_NAMES] = checkpoint[CLASS_NAMES]
         with OUTPUT_FILES.open(path, "wb") as file:
-            names = {key: value for key, value in checkpoint.items() if key == "class_names"}
-            torch.save({"model": combined, **names}, file)
+            torch.save(combined, file)
     comm.synchronize()

@@ -1,4 +1,4 @@
-"""Files that would run code when they are read, and damaged ones: refused by their name."""
+"""Checkpoints and proposal files that would run code when they are read, or are damaged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.detectron2
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -25,7 +25,7 @@ class Bomb:
 
 @pytest.fixture
 def bomb(tmp_path):
-    """Fails the test if the bomb has gone off."""
+    """A Bomb; the test fails if the folder has been made."""
     made = tmp_path / "made by the bomb"
     yield Bomb(made)
     assert not made.exists()
@@ -79,7 +79,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, bomb, suffix, zip
         b"\x80\x04\x8c\x05numpy\x94\x8c\x0edtype.__init__\x94\x93.",
     ],
 )
-def test_no_other_name_is_found(tmp_path, code):
+def test_pickles_with_other_functions_are_refused(tmp_path, code):
     path = tmp_path / "model.pkl"
     path.write_bytes(code)
     with pytest.raises(ValueError, match=r"model\.pkl: cannot be read: .*refused"):

@@ -1,4 +1,4 @@
-"""The six steps of the alternating schedule: what each trains, leaves, hands on and resumes."""
+"""The steps of the alternating schedule: trained modules, files, and resuming."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ ITERATIONS = 4
 
 @pytest.fixture(scope="module", autouse=True)
 def alternating_set(tmp_path_factory):
-    """A tiny VOC set that is registered as ``alternating``."""
+    """Registers a tiny VOC set as ``alternating``."""
     from hypernet_d2.data import register_voc_style
 
     root = tmp_path_factory.mktemp("alternating_set")
@@ -59,7 +59,7 @@ def part(state: dict, module: str) -> dict:
 
 
 def same(a: dict, b: dict) -> list[bool]:
-    """For each tensor of two checkpoints' parts whether it is the same, to the last bit."""
+    """For each tensor of two state dicts, whether it is equal."""
     assert a.keys() == b.keys() and a
     return [torch.equal(a[name], b[name]) for name in a]
 
@@ -82,8 +82,8 @@ def run(tmp_path_factory):
     )
 
 
-class TestWhatIsTrained:
-    """Weights and running statistics before and after, to the last bit."""
+class TestTrainedModules:
+    """Weights and running statistics before and after a step are compared exactly."""
 
     def test_the_hyper_feature_of_step_3_is_shared_and_fixed(self, run):
         shared = part(run.step3, "backbone")
@@ -92,7 +92,7 @@ class TestWhatIsTrained:
         for state in (run.step4, run.step5, run.unified):
             assert all(same(shared, part(state, "backbone")))
 
-    def test_steps_2_and_3_train_a_trunk_and_a_hyper_feature_each(self, run):
+    def test_steps_2_and_3_train_different_backbones(self, run):
         step2, step3 = part(run.step2, "backbone"), part(run.step3, "backbone")
         learnt = [name for name, value in step2.items() if value.is_floating_point()]
         assert not any(torch.equal(step2[name], step3[name]) for name in learnt)
@@ -108,7 +108,7 @@ class TestWhatIsTrained:
         assert not any(same(start, part(run.step5, "roi_heads")))
 
     def test_steps_2_and_3_start_from_the_weights_of_the_config(self, run, tmp_path):
-        """A learning rate of zero leaves the parameters as they started."""
+        """A learning rate of zero leaves the parameters unchanged."""
         still = ("SOLVER.BASE_LR", 0.0, "MODEL.WEIGHTS", run.folder / "model_final.pth")
         train(tmp_path, *still, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", ())
         statistics = ("running_mean", "running_var", "num_batches_tracked")
@@ -119,7 +119,7 @@ class TestWhatIsTrained:
 
 
 class TestTheUnifiedNetwork:
-    def test_holds_the_joint_model_name_for_name(self, run):
+    def test_has_the_parameters_of_the_joint_model(self, run):
         from detectron2.modeling import build_model
 
         cfg = tiny_cfg("MODEL.ROI_HEADS.NUM_CLASSES", 2)
@@ -155,7 +155,7 @@ class TestTheUnifiedNetwork:
 class TestProposalFiles:
     @pytest.mark.parametrize("step", ["step2_proposals", "step4_proposals"])
     @pytest.mark.parametrize(("split", "topk"), [("train", 20), ("test", 10)])
-    def test_hold_the_best_boxes_of_every_image(self, run, step, split, topk):
+    def test_contain_the_best_boxes_of_every_image(self, run, step, split, topk):
         file = run.folder / step / f"proposals_{split}_alternating.pkl"
         proposals = pickle.loads(file.read_bytes())
         assert sorted(proposals["ids"]) == [f"{i:03}" for i in range(IMAGES)]
@@ -166,7 +166,7 @@ class TestProposalFiles:
             assert (boxes >= 0).all() and (boxes <= [*SIZE[::-1], *SIZE[::-1]]).all()
         assert max(map(len, proposals["boxes"])) == topk
 
-    def test_come_back_through_the_stock_loader_at_the_size_the_network_sees(self, tmp_path):
+    def test_are_scaled_to_the_network_input_by_the_stock_loader(self, tmp_path):
         from detectron2.data import build_detection_test_loader
         from detectron2.modeling import build_model
 
@@ -213,14 +213,14 @@ class TestProposalFiles:
 
 
 class Interrupted(Exception):
-    """Stands for a signal that ends the run."""
+    """Ends a run, in place of a signal."""
 
 
 @pytest.fixture
 def record(monkeypatch):
-    """Lists the (step, iteration)s and proposal files that a run makes.
+    """Records the iterations and the proposal files of a run, as (step, iteration or file name).
 
-    ``stop_at`` ends it before what it names, ``sigterm_at`` gives it SIGTERM there.
+    The run is ended before the event ``stop_at``, or receives SIGTERM before ``sigterm_at``.
     """
     from hypernet_d2.engine import alternating
 
@@ -252,7 +252,7 @@ def iterations(events: list, step: str) -> list:
 
 
 def steps_done(events: list) -> dict[str, list]:
-    """The iterations of each step that had any."""
+    """The iterations of each step that has any."""
     steps = {step[:5]: iterations(events, step[:5]) for step in STEPS}
     return {step: done for step, done in steps.items() if done}
 
@@ -283,7 +283,7 @@ def test_an_interrupted_schedule_resumes_where_it_stopped(record, tmp_path):
     assert all(same(frozen, part(weights(tmp_path / "model_final.pth"), "backbone")))
 
 
-def test_sigterm_ends_the_step_it_meets_with_a_checkpoint_to_go_on_from(record, tmp_path):
+def test_sigterm_leaves_a_checkpoint_of_the_current_step(record, tmp_path):
     short = ("SOLVER.MAX_ITER", 2, "DATASETS.TEST", ())
     for record.sigterm_at, done in [
         (("step2", 0), {"step2": [0]}),
@@ -300,12 +300,12 @@ def test_sigterm_ends_the_step_it_meets_with_a_checkpoint_to_go_on_from(record, 
         assert steps_done(record.events) == done
 
 
-def test_a_finished_schedule_is_evaluated_again_and_not_trained(record, run):
+def test_resuming_a_finished_schedule_only_evaluates(record, run):
     assert train(run.folder, resume=True)["bbox"] == pytest.approx(run.results["bbox"], nan_ok=True)
     assert record.events == []
 
 
-def test_a_fresh_start_does_not_count_what_an_older_run_left(record, tmp_path):
+def test_a_new_run_ignores_the_files_of_an_earlier_one(record, tmp_path):
     from hypernet_d2.engine import train_alternating
 
     short = ("SOLVER.MAX_ITER", 1, "DATASETS.TEST", ())
@@ -334,7 +334,7 @@ def test_a_fresh_start_does_not_count_what_an_older_run_left(record, tmp_path):
         (["MODEL.META_ARCHITECTURE", "RetinaNet"], r"'RetinaNet'; .*'GeneralizedRCNN'"),
     ],
 )
-def test_a_model_that_the_schedule_does_not_fit_is_refused(opts, message):
+def test_unsupported_models_are_refused(opts, message):
     from hypernet_d2.engine import train_alternating
 
     with pytest.raises(ValueError, match=message):

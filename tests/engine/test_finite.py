@@ -62,7 +62,7 @@ def test_finite_losses_and_detections_in_evaluation_pass(model):
 class TestCheckpoints:
     @pytest.fixture
     def trainer(self, tmp_path):
-        """Of a small set of images; writes a checkpoint after every step of five."""
+        """A trainer of five steps that writes a checkpoint after each."""
         from detectron2.data import DatasetCatalog, MetadataCatalog
 
         from hypernet_d2.data import register_voc_style
@@ -112,7 +112,7 @@ class TestCheckpoints:
 
     @staticmethod
     def check(out: Path) -> None:
-        """Two whole checkpoints stand, and the second is the one to resume from."""
+        """Two complete checkpoints exist, and ``last_checkpoint`` names the second."""
         assert (out / "last_checkpoint").read_text() == "model_0000001.pth"
         files = sorted(out.glob("*.pth"))
         assert [file.name for file in files] == ["model_0000000.pth", "model_0000001.pth"]

@@ -1,4 +1,4 @@
-"""Training that is interrupted goes on as if it had not been, and what is whole stays so."""
+"""Interrupted training resumes exactly, and complete files are never damaged."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> list[dict]:
-    """The losses of a run from beginning to end."""
-    output = tmp_path_factory.mktemp("unbroken")
+def uninterrupted(tmp_path_factory) -> list[dict]:
+    """The losses of an uninterrupted run."""
+    output = tmp_path_factory.mktemp("uninterrupted")
     small_run.train(output)
     return small_run.losses(output)
 
@@ -40,11 +40,8 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW)])
-def test_an_interrupted_run_has_the_losses_of_an_unbroken_one(unbroken, tmp_path, workers):
-    """SIGTERM after iterations 4 and 7, to the loader's processes too.
-
-    The number of workers changes nothing either.
-    """
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(uninterrupted, tmp_path, workers):
+    """SIGTERM after iterations 4 and 7, also to the worker processes of the loader."""
     opts = ("DATALOADER.NUM_WORKERS", workers)
     for iteration in (4, 7):
         with pytest.raises(SystemExit) as left:
@@ -52,17 +49,17 @@ def test_an_interrupted_run_has_the_losses_of_an_unbroken_one(unbroken, tmp_path
         assert left.value.code == 143
         assert (tmp_path / "last_checkpoint").read_text() == f"model_{iteration:07}.pth"
     small_run.train(tmp_path, *opts)
-    assert_same(small_run.losses(tmp_path), unbroken)
-    assert len({row["total_loss"] for row in unbroken}) == len(unbroken)
+    assert_same(small_run.losses(tmp_path), uninterrupted)
+    assert len({row["total_loss"] for row in uninterrupted}) == len(uninterrupted)
 
 
-def test_the_same_seed_gives_the_same_losses_twice_and_another_one_others(unbroken, tmp_path):
+def test_losses_depend_on_the_seed_only(uninterrupted, tmp_path):
     for name, seed in (("same", 7), ("other", 8)):
         with pytest.raises(SystemExit):
             small_run.train(tmp_path / name, "SEED", seed, at={2: small_run.sigterm})
     same, other = (small_run.losses(tmp_path / name) for name in ("same", "other"))
-    assert_same(same, unbroken[:3])
-    assert small_run.difference(other[0], unbroken[0]) > 1e-3
+    assert_same(same, uninterrupted[:3])
+    assert small_run.difference(other[0], uninterrupted[0]) > 1e-3
 
 
 def test_batches_are_those_of_the_stock_loader():
@@ -95,7 +92,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copy(finished, tmp_path):
-    """A copy of it to spoil."""
+    """A copy of it, to damage."""
     return shutil.copytree(finished, tmp_path / "copy")
 
 
@@ -105,21 +102,21 @@ def resumed_from(folder) -> str:
     return Path(HyperNetCheckpointer(torch.nn.Linear(1, 1), str(folder)).get_checkpoint_file()).name
 
 
-def spoil(path, how: str) -> None:
+def damage(path, how: str) -> None:
     content = path.read_bytes()
     half = len(content) // 2
-    spoilt = {"cut": content[:half], "empty": b"", "flipped": bytearray(content)}[how]
+    damaged = {"cut": content[:half], "empty": b"", "flipped": bytearray(content)}[how]
     if how == "flipped":
-        spoilt[half] ^= 1
-    path.write_bytes(spoilt)
+        damaged[half] ^= 1
+    path.write_bytes(damaged)
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "flipped"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(copy, caplog, how):
-    spoil(copy / "model_final.pth", how)
+    damage(copy / "model_final.pth", how)
     assert resumed_from(copy) == "model_0000005.pth"
     assert "model_final.pth is damaged" in caplog.text
-    spoil(copy / "model_0000005.pth", how)
+    damage(copy / "model_0000005.pth", how)
     assert resumed_from(copy) == "model_0000002.pth"
 
 
@@ -130,7 +127,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(copy, caplog,
         ("model_0000004.pth", "model_0000004.pth does not exist", "model_0000002.pth"),
     ],
 )
-def test_a_last_checkpoint_that_leads_nowhere_is_told_and_the_newest_before_is_taken(
+def test_a_wrong_last_checkpoint_file_is_named_and_the_newest_checkpoint_before_is_taken(
     copy, caplog, content, message, taken
 ):
     (copy / "last_checkpoint").write_text(content)
@@ -139,22 +136,21 @@ def test_a_last_checkpoint_that_leads_nowhere_is_told_and_the_newest_before_is_t
     assert message in caplog.text
 
 
-def test_checkpoints_of_a_longer_run_before_are_not_taken(copy):
-    """Training anew in the same folder leaves them until they are overwritten."""
+def test_checkpoints_of_an_earlier_longer_run_are_not_taken(copy):
     (copy / "last_checkpoint").write_text("model_0000005.pth")
-    spoil(copy / "model_0000005.pth", "cut")
+    damage(copy / "model_0000005.pth", "cut")
     assert resumed_from(copy) == "model_0000002.pth"
 
 
-def test_without_a_whole_checkpoint_all_are_named(copy):
+def test_without_a_complete_checkpoint_all_damaged_ones_are_named(copy):
     for path in copy.glob("*.pth"):
-        spoil(path, "cut")
+        damage(path, "cut")
     with pytest.raises(ValueError, match="model_final.pth is damaged; .*model_0000002.pth is dam"):
         resumed_from(copy)
 
 
-def test_a_file_system_that_refuses_is_named_and_the_last_checkpoint_stands(finished, tmp_path):
-    """A limit on the size of files stands for a full disk: both let a part of a file be written."""
+def test_a_full_disk_is_named_and_the_last_checkpoint_is_kept(finished, tmp_path):
+    """A limit of the file size acts as a full disk does: a part of the file is written."""
     output = shutil.copytree(finished, tmp_path / "copy")
     resource = pytest.importorskip("resource")  # which Windows lacks
     before = checkpoints(output)
@@ -171,16 +167,21 @@ def test_a_file_system_that_refuses_is_named_and_the_last_checkpoint_stands(fini
     assert resumed_from(output) == "model_final.pth"
 
 
-def test_a_data_set_that_vanishes_is_named(tmp_path):
-    small_run.write_data(tmp_path)
-    photographs = tmp_path / "tall/JPEGImages"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_run, "OPTIONS", [*small_run.OPTIONS, "DATASETS.TRAIN", ("vanishing",)])
-        from hypernet_d2.data import register_voc_style
+def test_a_missing_image_is_named_and_the_run_can_be_resumed_from_there(uninterrupted, tmp_path):
+    """The checkpoint is of the iteration before the error: every third one has its own."""
+    from detectron2.data import DatasetCatalog
 
-        register_voc_style("vanishing", tmp_path / "tall", "all", ["square", "bar"])
+    folder = Path(DatasetCatalog.get("small_tall")[0]["file_name"]).parent
+    moved = folder.with_name("moved")
+    try:
         with pytest.raises(ValueError, match=r"tall/JPEGImages/00\d\.jpg.*No such file"):
-            small_run.train(tmp_path / "out", at={1: lambda: shutil.rmtree(photographs)})
+            small_run.train(tmp_path, at={6: lambda: folder.rename(moved)})
+    finally:
+        moved.rename(folder)
+    completed = len(small_run.losses(tmp_path))
+    assert resumed_from(tmp_path) == f"model_{completed - 1:07}.pth" != "model_0000005.pth"
+    small_run.train(tmp_path)
+    assert_same(small_run.losses(tmp_path), uninterrupted)
 
 
 def test_sigterm_ends_an_evaluation_of_a_single_process(tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def train_tiny(tiny, monkeypatch) -> list:
-    """The command that trains on the tiny set in a process of its own; options are to follow."""
+    """The command, without options, that trains on the tiny set in another process."""
     monkeypatch.setenv("TINY_VOC", str(tiny))
     return [sys.executable, ROOT / "tests/engine/train_tiny.py", "--config-file", CONFIG]
 
@@ -73,7 +73,7 @@ def test_a_run_leaves_checkpoints_metrics_events_and_ap(tiny, tmp_path):
     assert saved["APl"] is None  # there are no large objects
 
 
-def test_a_killed_run_resumes_from_its_last_whole_checkpoint(train_tiny, tmp_path):
+def test_a_killed_run_resumes_from_its_last_complete_checkpoint(train_tiny, tmp_path):
     command = [*train_tiny, *options(tmp_path, "SOLVER.MAX_ITER", 100000)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.time() + 120
@@ -99,7 +99,7 @@ def test_two_processes_train_on_a_cpu(train_tiny, tmp_path):
     assert "Rank of current process: 0. World size: 2" in (tmp_path / "log.txt").read_text()
 
 
-def test_the_voc_evaluator_is_one_key_away(tiny):
+def test_the_evaluator_is_chosen_by_a_key(tiny):
     from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 
     from hypernet_d2.engine import build_evaluator
@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_checkpoint(tiny
         run(tmp_path, "SOLVER.BASE_LR", 1e12, "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER", 50)
 
 
-def test_the_device_is_the_one_that_is_there(monkeypatch):
+def test_the_device_is_cuda_where_there_is_a_gpu(monkeypatch):
     from hypernet_d2.engine import setup_cfg
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -185,7 +185,7 @@ def test_the_device_is_the_one_that_is_there(monkeypatch):
 
 
 class TestCheckpoints:
-    """What may be loaded, and what is refused with the parameters that are wrong."""
+    """Which checkpoints are loaded, and which parameters a refusal names."""
 
     @staticmethod
     def saved(tmp_path, *opts, drop=()):
@@ -206,7 +206,7 @@ class TestCheckpoints:
         HyperNetCheckpointer(model, strict=strict).load(path)
         return model
 
-    def test_weights_come_back(self, tmp_path):
+    def test_weights_are_loaded(self, tmp_path):
         path = self.saved(tmp_path)
         state = torch.load(path)["model"]
         assert all(torch.equal(v, state[k]) for k, v in self.load(path, True).state_dict().items())
@@ -230,7 +230,7 @@ class TestCheckpoints:
             self.load(path, strict=True)
         self.load(path, strict=False)
 
-    def test_a_file_that_holds_nothing_of_the_model_is_refused_always(self, tmp_path):
+    def test_a_file_without_parameters_of_the_model_is_always_refused(self, tmp_path):
         path = tmp_path / "other.pth"
         torch.save({"model": {"layer.weight": torch.zeros(3)}}, path)
         with pytest.raises(ValueError, match="at least one parameter"):
