@@ -1,12 +1,12 @@
-"""SIGKILL at random moments: a run is resumed each time, and ends as if nothing had been.
+"""SIGKILL at random moments: the run is resumed each time, and ends as an uninterrupted one.
 
     python -m tests.reliability.kills --kills 30
 
-One run is killed again and again: at any moment, while a checkpoint is written (at a random byte),
-when it has its name and ``last_checkpoint`` does not name it yet, and while ``last_checkpoint`` is
-written. At the end the losses of all iterations, those that were done twice included, must be the
-ones of a run that was not killed. Then processes that generate the digits are killed at it, and
-two generate them at once.
+One run is killed repeatedly: at a random moment, while a checkpoint is written (at a random byte),
+after it was written and before ``last_checkpoint`` names it, and while ``last_checkpoint`` is
+written. At the end the losses of all iterations, including the repeated ones, must equal those of a
+run that was not killed. Then processes that generate the digits are killed, and two generate them
+at the same time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCENES = 4
 
 
 def kill_training(kills: int, rng: random.Random, folder: Path) -> dict:
-    """Kill, resume, and compare; figures."""
+    """Kill, resume and compare; return the figures."""
     small_run.write_data(folder)
     small_run.register(folder)
     opts = ("SOLVER.MAX_ITER", PERIOD * kills + 10, "SOLVER.CHECKPOINT_PERIOD", PERIOD)
@@ -63,7 +63,7 @@ def kill_training(kills: int, rng: random.Random, folder: Path) -> dict:
 
 
 def train_and_die(output: Path, opts: tuple, moment: str, fraction: float) -> None:
-    """Resume; unless the moment is any, die in writing the first checkpoint."""
+    """Resume; unless the moment is "any", die while the first checkpoint is written."""
     size = max((path.stat().st_size for path in output.glob("model_*.pth")), default=2**20)
     places = {
         "any": nullcontext,
@@ -76,7 +76,7 @@ def train_and_die(output: Path, opts: tuple, moment: str, fraction: float) -> No
 
 
 def recorded(output: Path) -> int:
-    """Number of iterations done, those done twice counted twice."""
+    """Number of iterations done, repeated ones included."""
     path = output / "losses.jsonl"
     return path.read_text().count("\n") if path.is_file() else 0
 
@@ -87,7 +87,7 @@ def last_saved(output: Path) -> str:
 
 
 def kill_digits(kills: int, rng: random.Random, root: Path) -> dict:
-    """Kill processes that generate scenes, then let two do it at once; figures."""
+    """Kill processes that generate scenes, then run two at the same time; return the figures."""
     from hypernet_d2.data import generate_digits
 
     started = time.monotonic()
@@ -118,7 +118,7 @@ def join(child, exitcode: int) -> None:
 
 
 def main(kills: int, seed: int) -> dict:
-    """All of it, in a temporary folder."""
+    """Run both in a temporary folder."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         training = kill_training(kills, rng, Path(folder))

@@ -2,7 +2,7 @@
 
     python -m tests.reliability.load --images 10000
 
-Memory, open files and time per image must be at the end what they were after the first tenth.
+Memory, open files and time per image must not grow after the first tenth.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ PAGE = mmap.PAGESIZE
 
 
 def detect_many(images: int, folder: Path) -> dict:
-    """Read and detect images of several sizes, one at a time, as ``demo.py`` does; figures.
+    """Read images of several sizes and detect in them, one at a time, as ``demo.py`` does.
 
-    A tenth of the images comes first, uncounted: what is loaded and allocated on first use.
+    A tenth of the images comes first and is not counted, as it loads and allocates what is used
+    later. Returns the figures.
     """
     from detectron2.modeling import build_model
 
@@ -74,12 +75,12 @@ def detect_many(images: int, folder: Path) -> dict:
 
 
 def detect_in_threads(threads: int, images: int, folder: Path) -> dict:
-    """The shipped model's answers in so many threads at once are those of one; figures."""
+    """Compare the shipped model's detections in several threads with those in one; the figures."""
     paths = sorted(generate_digits(folder, "val", num_images=images).glob("*.png"))
     detector = Detector(SHIPPED, threads=1)
     expected = [detector(path) for path in paths]
     with ThreadPoolExecutor(threads) as pool:
-        # All threads see all images, each from another one on.
+        # All threads process all images, each starting at another one.
         orders = [np.roll(np.arange(images), i * images // threads) for i in range(threads)]
         answers = list(pool.map(lambda order: [(i, detector(paths[i])) for i in order], orders))
     for i, found in itertools.chain(*answers):

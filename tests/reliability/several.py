@@ -1,12 +1,12 @@
-"""Several processes of which one is killed, or all are told to leave.
+"""Distributed training in which one process is killed, or all receive SIGTERM.
 
     python -m tests.reliability.several --processes 2 4
 
-Each process has one image at a time: of another size than the others', often with no object. In a
-run of Gloo processes the last one is killed with SIGKILL; the others must stop within a minute.
-Resumed, the launching process alone gets SIGTERM, first in training and then, resumed again, in an
-evaluation; all must leave with a checkpoint and 143. Resumed once more, the run must end with the
-losses of one that was not broken off.
+Each process has one image per iteration, of another size than the others, often without objects.
+In a run of Gloo processes the last one is killed with SIGKILL; the others must stop within a
+minute. After resuming, only the launching process gets SIGTERM, first in training and then, after
+another resume, in an evaluation; all processes must save a checkpoint and exit with status 143.
+Resumed once more, the run must end with the losses of a run that was not interrupted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KILLED_AFTER, TOLD_AFTER, TOLD_EVALUATING_AFTER = 4, 6, 9  # iterations
 
 
 def several(processes: int, folder: Path) -> dict:
-    """All of it; figures. AssertionError if anything is not as it should be."""
+    """Run the whole test and return the figures; AssertionError if it fails."""
     small_run.write_data(folder)
     small_run.register(folder)
     unbroken, broken = folder / f"unbroken{processes}", folder / f"broken{processes}"
@@ -103,7 +103,7 @@ def _launch(processes: int, output: Path, after: int, name: str, evaluating: boo
             (output / "signalled").touch()
             small_run.send(name, os.getpid() if name == "KILL" else launcher)
 
-    # As launch does, but the processes need not import everything anew.
+    # As launch does, but forked, so that the processes need not import the modules again.
     fork = functools.partial(torch.multiprocessing.start_processes, start_method="fork")
     with (
         mock.patch.object(torch.multiprocessing, "start_processes", fork),

@@ -1,4 +1,4 @@
-"""A training run of seconds: its data, its config, its losses, and ways to break it off."""
+"""A training run of a few seconds: data, config, losses, and ways to interrupt it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import torch
 
 from tests.helpers import tiny_cfg, write_voc
 
-# Random in every way that a run can be: images of both aspect ratios, some with no object, sizes,
-# flips, dropout.
+# All sources of randomness: images of both aspect ratios, with and without objects, sizes, flips,
+# dropout.
 OPTIONS = [
     "DATASETS.TRAIN", ("small_wide", "small_tall"), "DATASETS.TEST", (),
     "MODEL.ROI_HEADS.NUM_CLASSES", 2,
@@ -36,7 +36,7 @@ OPTIONS = [
 
 
 def write_data(root: Path) -> None:
-    """Two sets of small images, wide and tall ones; `register` makes them known.
+    """Write two sets of small images, wide and tall ones, for `register`.
 
     Every other wide image has no object.
     """
@@ -47,7 +47,7 @@ def write_data(root: Path) -> None:
 
 
 def register(root: Path) -> None:
-    """Register the sets of `write_data`, in the place of those of another folder."""
+    """Register the sets of `write_data` in place of those of another folder."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     from hypernet_d2.data import register_voc_style
@@ -67,12 +67,12 @@ def config(*opts):
 def train(
     output: Path, *opts, at: Mapping[int, Callable[[], object]] = MappingProxyType({})
 ) -> None:
-    """Train, or go on; each iteration appends its losses to ``output/losses.jsonl``.
+    """Train or resume; each iteration appends its losses to ``output/losses.jsonl``.
 
     Args:
         output: ``OUTPUT_DIR``.
         opts: further KEY, VALUE, ...
-        at: what is to happen after an iteration.
+        at: functions that are called after an iteration.
     """
     from detectron2.engine import HookBase
     from detectron2.utils import comm
@@ -94,7 +94,7 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     seed_all_rng(cfg.SEED + comm.get_rank())
     trainer = Trainer(cfg)
-    # Before the stock hooks: what a run has done is written down before it can be interrupted.
+    # Before the stock hooks: the losses are recorded before the run can be interrupted.
     trainer.register_hooks([Recorder()])
     trainer._hooks.insert(0, trainer._hooks.pop())
     trainer.resume_or_load(resume=True)
@@ -114,7 +114,7 @@ def sigterm() -> None:
 def losses(output: Path) -> list[dict]:
     """The losses of each iteration, as first recorded.
 
-    An iteration that a resumed run has done again must have the same.
+    An iteration that a resumed run repeats must have the same losses.
     """
     rows: dict[int, dict] = {}
     for line in (output / "losses.jsonl").read_text().splitlines():

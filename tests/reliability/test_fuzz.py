@@ -1,4 +1,4 @@
-"""A short run of the fuzz harness, and that it sees what it looks for."""
+"""A short run of the fuzzer, and that it detects each kind of fault."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CASES = 150
 
 @pytest.fixture(scope="module", autouse=True)
 def warm():
-    """What is imported here need not be in each child."""
+    """Import once what otherwise each child process imports."""
     pytest.importorskip("onnxruntime")
     fuzz.warm_up()
 
@@ -33,7 +33,7 @@ def test_damaged_files_end_in_a_right_result_or_a_named_error():
     assert f"| all |  | {CASES} |" in fuzz.table(results)
 
 
-def test_a_case_depends_on_its_number_and_the_seed_alone():
+def test_a_case_depends_on_its_number_and_the_seed_only():
     first, again = fuzz.draw(3, 17), fuzz.draw(3, 17)
     assert first[1] == again[1] and first[0].random() == again[0].random()
     assert len({fuzz.draw(3, number)[1] for number in range(100)}) > 20
@@ -70,19 +70,20 @@ def fail(error: BaseException):
         (lambda root: subprocess.run([sys.executable, "-V"]), "outside", "subprocess.Popen"),
     ],
 )
-def test_faults_are_seen(monkeypatch, take, outcome, message):
-    def prepare(case, root, damage):
+def test_faults_are_detected(monkeypatch, take, outcome, message):
+    def prepare(kind, root, damage):
         (root / "b.xml").write_text("")
         return lambda: take(root)
 
-    monkeypatch.setattr(fuzz, "_prepare", prepare)
+    monkeypatch.setattr(fuzz, "PREPARE", dict.fromkeys(fuzz.WAYS, prepare))
     worker = fuzz.Worker(0, seconds=2.0 if outcome == "hang" else fuzz.SECONDS)
     try:
         _, result = worker.run(0)
         assert result.outcome == outcome and message in result.message
-        monkeypatch.setattr(fuzz, "_prepare", lambda case, root, damage: lambda: None)
+        nothing = dict.fromkeys(fuzz.WAYS, lambda kind, root, damage: lambda: None)
+        monkeypatch.setattr(fuzz, "PREPARE", nothing)
         worker.seconds = fuzz.SECONDS
         worker.stop()
-        assert worker.run(1)[1].outcome == "right"  # in a new child
+        assert worker.run(1)[1].outcome == "right"  # in a new child process
     finally:
         worker.stop()
