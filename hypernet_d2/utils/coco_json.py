@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from pycocotools.coco import COCO
 
-from .files import similar_files
+from .files import check_exists
 from .rle import check_rle
 
 __all__ = [
@@ -91,10 +91,8 @@ def check_coco_file(path: str | os.PathLike, *, evaluated: bool = False) -> BadP
     Raises:
         FileNotFoundError, ValueError: see `read_coco_json`.
     """
-    try:
-        stat = os.stat(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such file{similar_files(path)}") from error
+    check_exists(path)
+    stat = os.stat(path)
     return _check_file_version(os.fspath(path), stat.st_mtime_ns, stat.st_size, evaluated)
 
 

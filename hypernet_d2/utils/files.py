@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-__all__ = ["atomic_write", "did_you_mean", "similar_files"]
+__all__ = ["atomic_write", "check_exists", "did_you_mean", "similar_files"]
 
 
 @contextlib.contextmanager
@@ -71,3 +71,12 @@ def similar_files(path: str | os.PathLike) -> str:
     depth = len(Path(path).absolute().parts) - len(existing.parts)
     given = Path(path).parents[depth - 1] if depth else Path(path)
     return did_you_mean(str(given), (str(given.with_name(name)) for name in names))
+
+
+def check_exists(path: str | os.PathLike) -> None:
+    """
+    Raises:
+        FileNotFoundError: there is no such file; with the hint of `similar_files`.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such file{similar_files(path)}")

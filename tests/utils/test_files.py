@@ -2,7 +2,7 @@
 
 import pytest
 
-from hypernet_d2.utils.files import atomic_write, did_you_mean, similar_files
+from hypernet_d2.utils.files import atomic_write, check_exists, did_you_mean, similar_files
 
 
 def test_a_file_is_replaced_only_when_it_is_complete(tmp_path):
@@ -39,3 +39,6 @@ def test_the_misspelt_part_of_a_path_is_found(tmp_path, monkeypatch):
     assert similar_files("annotation/instances.json") == "; did you mean 'annotations'?"
     assert similar_files(tmp_path / "annotatons") == f"; did you mean '{tmp_path}/annotations'?"
     assert similar_files("else/instances.json") == ""
+    check_exists("annotations/instances.json")
+    with pytest.raises(FileNotFoundError, match="instance.json: no such file; did you mean"):
+        check_exists("annotations/instance.json")
