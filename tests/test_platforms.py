@@ -94,3 +94,36 @@ def test_training_and_detection_with_spawned_loaders_and_odd_paths(tmp_path):
     )  # fmt: skip
     drawn = {path.name for path in (folder / "détections \\ 2").iterdir()}
     assert {"000.jpg", "001.jpg"} <= drawn
+
+
+@pytest.mark.slow
+def test_a_layer_that_needs_the_compiled_part_is_named_without_it(tmp_path):
+    write_voc(tmp_path / "data", count=2)
+    code = """
+    import sys
+    sys.modules["detectron2._C"] = None
+    from hypernet_d2.data import register_voc_style
+    from hypernet_d2_cli import run
+    register_voc_style("plain", "data", "all", ["square", "bar"])
+    sys.exit(run("hypernet_d2.cli.train", sys.argv[1:]))
+    """
+    config = ROOT / "configs" / "Digits-Detection" / "hypernet_R_18.yaml"
+    options = [
+        "MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "('plain',)", "DATASETS.TEST", "('plain',)",
+        "MODEL.ROI_HEADS.NUM_CLASSES", "2", "MODEL.RESNETS.DEPTH", "50",
+        "MODEL.RESNETS.RES2_OUT_CHANNELS", "256", "MODEL.WEIGHTS", "",
+        "MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[False, False, False, True]",
+    ]  # fmt: skip
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
+    done = subprocess.run(
+        [*command, "--config-file", str(config), *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "detectron2._C" in last and "DeformConv" in last
+    assert "Traceback" not in done.stderr
