@@ -31,6 +31,7 @@ from torch import nn
 
 from hypernet_d2.checkpoint import OUTPUT_FILES, HyperNetCheckpointer
 from hypernet_d2.checkpoint.class_names import KEY as CLASS_NAMES
+from hypernet_d2.evaluation import build_evaluator
 
 from .checks import check_test_time_augmentation
 from .proposal_writer import ProposalWriter
@@ -98,10 +99,12 @@ def train_alternating(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
 
     Raises:
         ValueError: the config's model does not propose regions by itself, or does not support
-            ``TEST.AUG.ENABLED``.
+            ``TEST.AUG.ENABLED``; or a test set cannot be evaluated, see :func:`build_evaluator`.
     """
     _check_model(cfg)
     check_test_time_augmentation(cfg)
+    for name in cfg.DATASETS.TEST:  # before the steps, not after them
+        build_evaluator(cfg, name)
     if not resume:
         _discard(cfg, STEPS)
     for i, step in enumerate(STEPS):

@@ -184,3 +184,18 @@ class TestFromConfig:
             ValueError, match="NUM_PARTS is 4, but 'digits_train' has the parts .*up"
         ):
             PartDatasetMapper(cfg, True)
+
+
+def test_objects_without_part_labels_are_named_before_training(tmp_path):
+    from hypernet_d2.data.config_checks import check_masks
+    from hypernet_d2.model_zoo import get_config
+
+    cfg = get_config("Digits-Parts/hypercolumn_R_18.yaml")
+    whole = {"parts": str(tmp_path / "labels.png"), "iscrowd": 0}
+    crowd = {"iscrowd": 1}
+    good = [{"file_name": "a.png", "annotations": [whole, crowd]}]
+    check_masks(cfg, good, "parts_set")
+    with pytest.raises(
+        ValueError, match=r"'parts_set': 1 of 2 objects have no part labels .*b\.pn"
+    ):
+        check_masks(cfg, [*good, {"file_name": "b.png", "annotations": [{}]}], "parts_set")

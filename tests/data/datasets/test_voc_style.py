@@ -442,3 +442,21 @@ def test_mapper_names_an_image_of_another_size(root, mapper):
     root.add("a", make_xml(make_object()))
     with pytest.raises(ValueError, match=r"a\.jpg.*expect \(41, 30\)"):
         mapper({**root.load()[0], "width": WIDTH + 1})
+
+
+def test_a_look_at_the_data_lists_and_draws_odd_boxes(root, set_name, tmp_path, capsys):
+    from hypernet_d2.cli.inspect_data import main
+
+    boxes = [(20, 8, 5, 12), (50, 5, 60, 9), (5, 6, 25, 26)]
+    root.add("a", make_xml(*(make_object(box=box) for box in boxes)))
+    data = tmp_path / "data.py"
+    data.write_text(
+        "from hypernet_d2.data import register_voc_style\n"
+        f"register_voc_style({set_name!r}, {str(root.path)!r}, 'train', {list(CLASSES)})\n"
+    )
+    main(["--data", str(data), "--dataset", set_name, "--output", str(tmp_path / "look")])
+    printed = capsys.readouterr().out
+    assert "2 suspicious boxes in 1 images" in printed
+    assert "box 1 (19, 7, 5, 12): no area" in printed
+    assert "box 2 (49, 4, 60, 9): outside the image" in printed
+    assert [path.name for path in (tmp_path / "look").iterdir()] == ["001_suspicious_a.png"]
