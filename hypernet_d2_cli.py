@@ -22,11 +22,11 @@ import ast
 import builtins
 import re
 import sys
-import warnings
 from collections.abc import Callable
 from importlib import import_module, metadata
+from typing import NoReturn
 
-__all__ = ["COMMANDS", "main", "run"]
+__all__ = ["COMMANDS", "OneLineErrorParser", "main", "run"]
 
 # {command: (module, arguments put before the user's, description)}
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
@@ -76,9 +76,12 @@ USER_ERRORS = (
 
 TRACEBACK = "Traceback (most recent call last):\n"
 
-# PyTorch prints it twice when detectron2 is imported. The filter is set at import, because each
-# process of a training with several imports this module before detectron2.
-warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
+
+class OneLineErrorParser(argparse.ArgumentParser):
+    """An ArgumentParser that reports wrong arguments as `run` reports other mistakes."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"hypernet_d2: error: {message} (see {self.prog} --help)\n")
 
 
 def run(command: str | Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
@@ -156,14 +159,16 @@ def last_exception(text: str) -> tuple[type[BaseException] | None, str]:
 def main(argv: list[str] | None = None, prog: str = "hypernet-d2") -> int:
     """Run ``hypernet-d2 COMMAND ...`` and return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
+    parser = OneLineErrorParser(
         prog=prog,
         description="HyperNet and hypercolumns in detectron2: train, evaluate, detect, export.",
         epilog=f"'{prog} COMMAND --help' describes a command and shows an example. "
         "Each takes --debug, which shows the traceback of an error.",
     )
     parser.add_argument("--version", action="version", version=f"hypernet_d2 {version()}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser
+    )
     for name, (_, _, description) in COMMANDS.items():
         commands.add_parser(name, help=description)
     words = [word for word in argv if word != "--debug"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
+
+from hypernet_d2_cli import OneLineErrorParser
 
 __all__ = ["CommandParser", "add_config_arguments", "add_config_name_argument", "find_config"]
 
 
-class CommandParser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line and whose help has an example.
+class CommandParser(OneLineErrorParser):
+    """The parser of a command, whose help has an example and --debug.
 
     Args:
         description: what the command does, usually its module's docstring.
@@ -31,9 +32,6 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument(
             "--debug", action="store_true", help="show the traceback of an error, not its line only"
         )
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"hypernet_d2: error: {message} (see {self.prog} --help)\n")
 
 
 def _program() -> str:

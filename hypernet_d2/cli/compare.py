@@ -54,8 +54,7 @@ class Model:
 def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(
         __doc__,
-        "--run HyperNet output/h1 output/h2 --run FPN output/f1 output/f2 "
-        "--benchmark inference.json --output output/report",
+        "--run HyperNet output/digits --output output/report",
     )
     parser.add_argument(
         "--run",

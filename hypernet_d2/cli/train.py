@@ -120,9 +120,13 @@ def evaluate(cfg: CfgNode, resume: bool, proposals: bool = False):
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and start the processes."""
+    argv = sys.argv[1:] if argv is None else argv
+    example = "--config Digits-Detection/hypernet_R_18_demo OUTPUT_DIR output/digits"
+    if "--eval-only" in argv:
+        example += " MODEL.WEIGHTS output/digits/model_final.pth"
     parser = CommandParser(
         __doc__,
-        "--config Digits-Detection/hypernet_R_18_demo OUTPUT_DIR output/digits",
+        example,
         parents=[default_argument_parser()],
         add_help=False,
     )

@@ -33,7 +33,7 @@ SHOWN_WIDTH = 720  # pixels; smaller pictures are enlarged before they are drawn
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = CommandParser(__doc__, "--model exported/hypernet_R_18.onnx")
+    parser = CommandParser(__doc__, "--model exported/hypernet_R_18_demo.onnx")
     parser.add_argument(
         "--model", action="append", default=[], metavar="FILE", help="exported model; at most two"
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -97,7 +99,26 @@ def test_help_is_light_and_names_every_command():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
+@pytest.mark.detectron2
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example_whose_arguments_exist(name, capsys, monkeypatch):
+    from hypernet_d2.cli.arguments import find_config
+
+    monkeypatch.setattr(sys, "argv", list(sys.argv))  # which main changes
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    text, _, example = capsys.readouterr().out.partition("\nexample:\n")
+    words = shlex.split(example)
+    assert words[:2] == ["hypernet-d2", name] and "--debug" in text
+    if name != "benchmark":  # whose subcommands have arguments of their own
+        assert all(word in text for word in words if word.startswith("--"))
+    assert all(find_config(c) for o, c in pairwise(words) if o in ("--config", "--against"))
+
+
 def test_an_unknown_command_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["trian"])
-    assert stopped.value.code == 2 and "'trian'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.startswith("hypernet_d2: error: ")
+    assert "'trian'" in error and error.count("\n") == 1

@@ -32,7 +32,8 @@ DPI = 100
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
-        __doc__, f"--config {DEMO_CONFIG} --output output/walk MODEL.WEIGHTS {DEMO_WEIGHTS}"
+        __doc__,
+        f"--config {DEMO_CONFIG} --output output/walk MODEL.WEIGHTS output/digits/model_final.pth",
     )
     add = parser.add_argument
     add_config_arguments(parser, required=False)
