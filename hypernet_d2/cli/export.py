@@ -1,7 +1,7 @@
 """Exports a trained HyperNet as one file that runs without detectron2.
 
-The file holds the whole detector, from the pixels to the detections, for one size of canvas, and
-what hypernet_d2.deploy has to know of it. docs/DEPLOYMENT.md says more.
+The file contains the whole detector, from pixels to detections, with the names of the classes.
+hypernet_d2.deploy runs it; docs/DEPLOYMENT.md has the details.
 """
 
 from __future__ import annotations
@@ -16,29 +16,39 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from torch import nn
 
 import hypernet_d2
-from hypernet_d2.checkpoint import HyperNetCheckpointer
+from hypernet_d2.checkpoint import HyperNetCheckpointer, get_class_names
+from hypernet_d2.data import load_dataset
 from hypernet_d2.deploy import Detections, Detector, ModelInfo, read_image
-from hypernet_d2.engine import setup_cfg
-from hypernet_d2.export import ExportableDetector, capture, write_onnx, write_torch
+from hypernet_d2.engine import Predictor, add_data_argument, setup_cfg
+from hypernet_d2.export import (
+    ExportableDetector,
+    capture,
+    size_divisibility,
+    write_onnx,
+    write_torch,
+)
+from hypernet_d2.utils.images import IMAGE_SUFFIXES, fit_size, list_images
 
 from .arguments import CommandParser, add_config_arguments
 
-# Of scores, and of boxes in pixels: what the order of additions explains.
+# Largest difference to detectron2 in pixels and scores, due to the order of float additions.
 TOLERANCE = 1e-3
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(
         __doc__,
-        "--config BCCD-Detection/hypernet_R_18 --format onnx --output exported "
-        "--size 240 320 MODEL.WEIGHTS output/bccd/model_final.pth",
+        "--config-file output/bccd/config.yaml --format onnx --output exported "
+        "MODEL.WEIGHTS output/bccd/model_final.pth",
     )
     add_config_arguments(parser)
+    add_data_argument(parser)
     parser.add_argument("--format", required=True, choices=("onnx", "torch_export", "torchscript"))
     parser.add_argument("--output", required=True, type=Path, help="folder for the file")
     parser.add_argument(
@@ -46,8 +56,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="canvas in pixels; larger images are made to fit it, smaller ones padded "
-        "(default: INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST)",
+        help="canvas, the largest resized image in pixels; larger images are scaled down further "
+        "(default: INPUT.MAX_SIZE_TEST for both, which fits images of any aspect ratio). A smaller "
+        "canvas is faster",
     )
     parser.add_argument(
         "--check",
@@ -55,21 +66,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         type=Path,
         metavar="IMAGE|FOLDER",
-        help="image, or folder of images, on which the file must detect what detectron2 does; may "
-        "be repeated",
+        help="image, or folder of images, to compare the file's detections with detectron2's; may "
+        "be repeated. Exit status 1 if they differ",
     )
     parser.add_argument(
         "--time",
         type=int,
         default=0,
         metavar="ROUNDS",
-        help="time the file and detectron2 in turns on the first --check image",
+        help="time the file and detectron2, alternating, on the first --check image",
     )
     parser.add_argument("--threads", type=int, default=1, help="of --time (default: 1)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ..., as in train_net.py")
     args = parser.parse_args(argv)
     if args.format == "torchscript":
-        parser.error("--format torchscript: PyTorch gave TorchScript up for torch.export; use that")
+        parser.error("--format torchscript: TorchScript is deprecated in PyTorch; use torch_export")
     if torch.__version__ < (2, 5):
         parser.error(
             f"torch.export of PyTorch {torch.__version__} cannot capture a detector: export with a "
@@ -80,14 +91,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.threads < 1:
         parser.error(f"--threads {args.threads}: expected 1 or more")
     if args.format == "onnx":
-        needed = ("onnx", "onnxscript", "onnxruntime")  # the last to see that the file works
+        needed = ("onnx", "onnxscript", "onnxruntime")  # the last one loads the written file
         missing = [name for name in needed if find_spec(name) is None]
         if missing:
             parser.error(f"--format onnx: pip install {' '.join(missing)}")
     return args
 
 
-def load_model(cfg: CfgNode) -> torch.nn.Module:
+def load_model(cfg: CfgNode) -> nn.Module:
     """The trained model, in evaluation mode."""
     if not Path(cfg.MODEL.WEIGHTS).is_file():
         raise ValueError(f"MODEL.WEIGHTS is {cfg.MODEL.WEIGHTS!r}: expected a trained model's file")
@@ -96,25 +107,45 @@ def load_model(cfg: CfgNode) -> torch.nn.Module:
     return model
 
 
-def describe(cfg: CfgNode, detector: ExportableDetector, size: list[int] | None, name: str):
-    """The metadata of the file; its canvas is `size`, rounded up to whole cells of the trunk."""
-    model, shortest, longest = detector.model, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    size = size or [shortest or longest, longest]
+def class_names(cfg: CfgNode, model: nn.Module) -> tuple[str, ...]:
+    """The names of the classes: those in the checkpoint, else those of ``DATASETS.TEST``.
+
+    Raises:
+        ValueError: if neither has as many names as the model has classes.
+    """
+    names = get_class_names(model)
+    name = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
+    if names is None and name:
+        if not MetadataCatalog.get(name).get("thing_classes") and name in DatasetCatalog:
+            load_dataset(name)  # sets the names
+        names = MetadataCatalog.get(name).get("thing_classes")
+    expected = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if names is None:
+        raise ValueError(
+            f"the checkpoint has no class names, and DATASETS.TEST names {name!r}, which is not "
+            "registered: --data FILE.py registers it"
+        )
+    if len(names) != expected:
+        raise ValueError(
+            f"DATASETS.TEST names {name!r}, of {len(names)} classes, but "
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {expected}"
+        )
+    return tuple(names)
+
+
+def describe(cfg: CfgNode, model: nn.Module, size: list[int] | None, name: str) -> ModelInfo:
+    """The metadata of the file. The canvas is ``size``, rounded up to the size divisibility."""
+    size = size or [cfg.INPUT.MAX_SIZE_TEST] * 2
     if min(size) < 1:
         raise ValueError(f"--size {size[0]} {size[1]}: expected positive numbers of pixels")
-    cells = model.backbone.size_divisibility
-    classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes") or []
-    if len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise ValueError(
-            f"DATASETS.TEST names {cfg.DATASETS.TEST[0]}, of {len(classes)} classes, but "
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}"
-        )
+    divisor = size_divisibility(model)
     return ModelInfo(
-        classes=tuple(classes),
+        classes=class_names(cfg, model),
         input_format=cfg.INPUT.FORMAT,
-        canvas=tuple(-(-side // cells) * cells for side in size),
-        min_size=shortest,
-        max_size=longest,
+        canvas=tuple(-(-side // divisor) * divisor for side in size),
+        size_divisibility=divisor,
+        min_size=cfg.INPUT.MIN_SIZE_TEST,
+        max_size=cfg.INPUT.MAX_SIZE_TEST,
         score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         max_proposals=cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
         max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -124,20 +155,20 @@ def describe(cfg: CfgNode, detector: ExportableDetector, size: list[int] | None,
     )
 
 
-def list_images(paths: list[Path]) -> list[Path]:
-    """The images that `paths` name, those of a folder in the order of their names."""
+def expand_folders(paths: list[Path]) -> list[Path]:
+    """Replace each folder in ``paths`` by its images, sorted by name."""
     images = []
     for path in paths:
-        found = sorted(path.glob("*.[jp][pn]*g")) if path.is_dir() else [path]
+        found = list_images(path) if path.is_dir() else [path]
         if not found:
-            raise ValueError(f"--check {path}: no .jpg, .jpeg or .png in this folder")
+            raise ValueError(f"--check {path}: no {', '.join(IMAGE_SUFFIXES)} in this folder")
         images += found
     return images
 
 
-def check(detector: Detector, predictor: DefaultPredictor, images: list[Path]) -> float:
-    """Print how far the file's detections are from detectron2's, and return the largest."""
-    worst = 0.0
+def check(detector: Detector, predictor: DefaultPredictor, images: list[Path]) -> bool:
+    """Print for each image whether the file and detectron2 detect the same; True if all do."""
+    differ = []
     for path in images:
         image = read_image(path)
         instances = predictor(image)["instances"].to("cpu")
@@ -147,19 +178,44 @@ def check(detector: Detector, predictor: DefaultPredictor, images: list[Path]) -
             instances.pred_classes.numpy(),
         )
         found = detector(image)
-        worst = max(worst, difference(expected, found), difference(found, expected))
-        print(f"{path}: {len(found.scores)} detections, detectron2 {len(expected.scores)}")
-    print(f"{len(images)} images: largest difference {worst:.1e} (pixels and scores)")
-    return worst
+        largest = max(difference(expected, found), difference(found, expected))
+        reason = too_large(image.shape[:2], detector.info)
+        if largest > TOLERANCE or reason:
+            differ.append(path)
+            reason = f"; DIFFERS{': ' if reason else ''}{reason}"
+        print(
+            f"{path}: {len(found.scores)} detections, detectron2 {len(expected.scores)}, largest "
+            f"difference {largest:.1e} (pixels and scores){reason}"
+        )
+    print(f"{len(images)} images, {len(differ)} with a difference above {TOLERANCE:g}")
+    return not differ
 
 
-def time_in_turns(
-    contenders: dict[str, Callable], image: np.ndarray, rounds: int, threads: int
+def too_large(size: tuple[int, int], info: ModelInfo) -> str:
+    """Why an image of (height, width) is resized to a size other than detectron2's; "" if not."""
+    by_detectron2 = fit_size(size, info.min_size, info.max_size, size_limit(size, info))
+    resized = fit_size(size, info.min_size, info.max_size, info.canvas)
+    if resized == by_detectron2:
+        return ""
+    return (
+        f"detectron2 resizes it to {by_detectron2[0]} x {by_detectron2[1]} (height x width), which "
+        f"does not fit the canvas of {info.canvas[0]} x {info.canvas[1]}: the file resizes it to "
+        f"{resized[0]} x {resized[1]}; export with a larger --size"
+    )
+
+
+def size_limit(size: tuple[int, int], info: ModelInfo) -> tuple[int, int]:
+    """A canvas into which every resized image of (height, width) fits."""
+    return (max(*size, info.max_size),) * 2
+
+
+def time_alternating(
+    detectors: dict[str, Callable], image: np.ndarray, rounds: int, threads: int
 ) -> None:
-    """Print the median and the range of each contender's seconds, after a warm-up."""
-    seconds = {name: [] for name in contenders}
+    """Print the median and the range of each detector's seconds, after a warm-up."""
+    seconds = {name: [] for name in detectors}
     for turn in range(rounds + 1):
-        for name, detect in contenders.items():
+        for name, detect in detectors.items():
             start = time.perf_counter()
             detect(image)
             if turn:
@@ -171,42 +227,41 @@ def time_in_turns(
         )
 
 
-def difference(some: Detections, others: Detections) -> float:
-    """How far, at most, one of `some` is from the nearest of `others` of its class."""
-    if not len(some.scores):
+def difference(a: Detections, b: Detections) -> float:
+    """The largest distance of a detection in ``a`` to the nearest one of its class in ``b``."""
+    if not len(a.scores):
         return 0.0
-    if not len(others.scores):
+    if not len(b.scores):
         return float("inf")
-    a, b = (np.concatenate([x.boxes, x.scores[:, None]], axis=1) for x in (some, others))
-    distance = np.abs(a[:, None] - b[None]).max(axis=2)
-    distance[some.classes[:, None] != others.classes[None]] = np.inf
+    rows_a, rows_b = (np.concatenate([x.boxes, x.scores[:, None]], axis=1) for x in (a, b))
+    distance = np.abs(rows_a[:, None] - rows_b[None]).max(axis=2)
+    distance[a.classes[:, None] != b.classes[None]] = np.inf
     return float(distance.min(axis=1).max())
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     args = parse_args(argv)
-    images = list_images(args.check)
+    images = expand_folders(args.check)
     cfg = setup_cfg(args)
     cfg.MODEL.DEVICE = "cpu"
     model = load_model(cfg)
-    detector = ExportableDetector(model)
-    info = describe(cfg, detector, args.size, Path(args.config_file).name)
+    info = describe(cfg, model, args.size, Path(args.config_file).name)
+    program = capture(ExportableDetector(model, info.canvas))
     args.output.mkdir(parents=True, exist_ok=True)
-    stem = args.output / Path(args.config_file).stem
-    program = capture(detector, info)
-    if args.format == "onnx":
-        path = write_onnx(program, info, stem)
-    else:
-        path = write_torch(program, info, stem)
+    write = write_onnx if args.format == "onnx" else write_torch
+    path = write(program, info, args.output / Path(args.config_file).stem)
     exported = Detector(path, threads=args.threads if args.time else None)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for images of {info.canvas} pixels")
+    print(
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB, {len(info.classes)} classes, canvas "
+        f"{info.canvas[0]} x {info.canvas[1]} pixels (height x width)"
+    )
     if not images:
         return 0
-    predictor = DefaultPredictor(cfg)
-    worst = check(exported, predictor, images)
+    predictor = Predictor(cfg)
+    same = check(exported, predictor, images)
     if args.time:
         torch.set_num_threads(args.threads)
-        contenders = {args.format: exported, "detectron2": predictor}
-        time_in_turns(contenders, read_image(images[0]), args.time, args.threads)
-    return 0 if worst <= TOLERANCE else 1
+        detectors = {args.format: exported, "detectron2": predictor}
+        time_alternating(detectors, read_image(images[0]), args.time, args.threads)
+    return 0 if same else 1

@@ -166,10 +166,12 @@ class Detector:
         return outputs
 
     def _prepare(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """The canvas with the resized image at its top left, and the image's size on it."""
+        """The padded image, which starts with the resized one, and the size of the latter."""
         info = self.info
         size = fit_size(image.shape[:2], info.min_size, info.max_size, info.canvas)
-        canvas = np.zeros((*info.canvas, 3), np.uint8)
+        # detectron2 pads to these multiples. More padding would change the features of the image.
+        padded = (-(-side // info.size_divisibility) * info.size_divisibility for side in size)
+        canvas = np.zeros((*padded, 3), np.uint8)
         # Resizing treats each channel alone, so that the channels can be exchanged before it.
         ordered = image if info.input_format == "BGR" else image[:, :, ::-1]
         canvas[: size[0], : size[1]] = resize(ordered, size)

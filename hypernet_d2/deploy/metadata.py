@@ -10,7 +10,7 @@ __all__ = ["FORMAT_VERSION", "INPUTS", "KEY", "OUTPUTS", "ModelInfo"]
 # The key in ONNX's metadata_props, and the name of the extra file of a torch.export archive.
 KEY = "hypernet_d2.json"
 # Incremented whenever an older reader would misread a new file.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Of the graph, in order; ExportableDetector.forward gives their shapes.
 INPUTS = ("image", "size", "num_proposals")
 OUTPUTS = ("boxes", "scores", "classes", "proposals", "objectness", "windows", "feature")
@@ -21,6 +21,7 @@ _LEAST = {
     "max_size": 1,
     "max_proposals": 1,
     "max_detections": 1,
+    "size_divisibility": 1,
     "feature_stride": 1,
 }
 _MOST = 10**6
@@ -32,7 +33,8 @@ class ModelInfo:
 
     classes: tuple[str, ...]
     input_format: str  # order of the input's channels, "BGR" or "RGB"
-    canvas: tuple[int, int]  # height and width of the input in pixels
+    canvas: tuple[int, int]  # largest height and width of the padded image in pixels
+    size_divisibility: int  # the resized image is padded to multiples of this number of pixels
     min_size: int  # the short side is scaled to this (0: not scaled), ...
     max_size: int  # ... but the long side to no more than this
     score_threshold: float  # least score of the graph's detections
@@ -72,8 +74,12 @@ class ModelInfo:
                     raise ValueError(f"{name} is {values[name]!r}, expected {least} or more")
             if not 0 <= values["score_threshold"] <= 1:
                 raise ValueError(f"score_threshold is {values['score_threshold']!r}")
-            if not (0 < height <= _MOST and 0 < width <= _MOST):
-                raise ValueError(f"canvas is {values['canvas']!r}")
+            divisor = values["size_divisibility"]
+            if any(not 0 < side <= _MOST or side % divisor for side in (height, width)):
+                raise ValueError(
+                    f"canvas is {values['canvas']!r}, expected multiples of size_divisibility, "
+                    f"{divisor}"
+                )
             if values["input_format"] not in ("BGR", "RGB"):
                 raise ValueError(f"input_format is {values['input_format']!r}")
         except (ValueError, TypeError, AttributeError, KeyError) as error:

@@ -216,8 +216,9 @@ class HyperFeature(nn.Module):
         """Returns (H, W): the size of the map of stride ``stride``, or the finest map's, scaled."""
         name = min(self.in_strides, key=self._reference_order)
         h, w = features[name].shape[-2:]
-        factor = self.in_strides[name] / self.stride
-        return math.ceil(h * factor), math.ceil(w * factor)
+        # Rounded up with integers, since torch.export has no symbolic ceil for dynamic sizes.
+        stride = self.in_strides[name]
+        return -(-h * stride // self.stride), -(-w * stride // self.stride)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Computes the hyper feature (N, branches * channels, H, W) of {name: (N, C, h, w)}."""

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
@@ -37,13 +36,13 @@ def align_weights(
     sampling_ratio: int,
     feature_stride: int,
     dtype: DTypeLike,
-) -> NDArray:
+) -> Tensor:
     """Returns the weights of `roi_align(aligned=True)` along one axis.
 
     Args:
         extent: cells of the window.
         first: (n,) integers, the first cells of the windows.
-        length: cells of the map.
+        length: cells of the map; may be symbolic during an export.
         bins: P.
         sampling_ratio: samples per bin; 0 or less means ceil((extent - 1) / P).
         feature_stride: pixels per cell.
@@ -63,23 +62,17 @@ def align_weights(
     count = max(samples, 1)
     within = (np.arange(samples).astype(dtype) + half) * size / np.array([count], dtype)
     bin_start = start[:, None] + np.arange(bins).astype(dtype) * size
-    position = bin_start[:, :, None] + within[:, None, :]  # (n, P, samples), in cells
+    position = torch.tensor(bin_start[:, :, None] + within[:, None, :])  # (n, P, samples), in cells
+    cells = torch.tensor(first[:, None] - 1 + np.arange(extent + 1))  # (n, extent + 1)
 
     # A sample up to one cell outside the map has the value of the border; farther out it is 0.
     exists = (position >= -1) & (position <= length)
-    position = position.clip(0, length - 1)
-    low = np.floor(position)
-    fraction = position - low
-    # The clip is for samples off the map, whose cell may lie outside the window.
-    cell = (low.astype(np.int64) - (first - 1)[:, None, None]).clip(0, extent)
-    weights = np.zeros((len(first), bins, extent + 1))
-    n, i = np.arange(len(first))[:, None, None], np.arange(bins)[:, None]
-    np.add.at(weights, (n, i, cell), (1 - fraction) * exists)
-    np.add.at(weights, (n, i, (cell + 1).clip(max=extent)), fraction * exists)
-    return weights / count
+    position = position.clamp(min=0).minimum(torch.full((), length - 1, dtype=position.dtype))
+    weights = (1 - (position[..., None] - cells[:, None, None]).abs()).clamp(min=0)
+    return (weights * exists[..., None]).sum(dim=2) / count
 
 
-def with_taps(weights: NDArray) -> NDArray:
+def with_taps(weights: Tensor) -> Tensor:
     """Combines the weights of pooling with a zero-padded convolution of three taps.
 
     Tap u of output bin i reads pooled bin i + u - 1.
@@ -90,9 +83,7 @@ def with_taps(weights: NDArray) -> NDArray:
     Returns:
         (n, P, K * 3), taps last.
     """
-    n, bins, cells = weights.shape
-    padded = np.pad(weights, ((0, 0), (1, 1), (0, 0)))
-    return sliding_window_view(padded, 3, axis=1).reshape(n, bins, cells * 3)
+    return F.pad(weights, (0, 0, 1, 1)).unfold(1, 3, 1).flatten(2)
 
 
 @dataclass(frozen=True)
@@ -131,6 +122,7 @@ class AlignedWindows:
         sampling_ratio: int,
         device: torch.device,
         dtype: torch.dtype,
+        input_size: tuple[int, int] | None = None,
     ):
         """
         Args:
@@ -139,10 +131,12 @@ class AlignedWindows:
             taps: t.
             sampling_ratio: samples per bin along an axis; 0 adapts to the window.
             device, dtype: of the maps.
+            input_size: (h, w) if the maps have zeros beyond their top left (h, w) cells, and
+                samples are to be taken as from a map of that size.
         """
 
-        def with_weights(axis: WindowAxis) -> _Axis:
-            extent, stride, count, length = axis
+        def with_weights(axis: WindowAxis, length: int) -> _Axis:
+            extent, stride, count, _ = axis
             weights = align_weights(
                 extent,
                 np.arange(count) * stride,
@@ -152,11 +146,12 @@ class AlignedWindows:
                 grid.feature_stride,
                 kernel_dtype(dtype),
             )
-            weights = torch.tensor(weights if taps == 1 else with_taps(weights))
+            weights = weights if taps == 1 else with_taps(weights)
             return _Axis(count, stride, extent + 1, weights.to(device, dtype))
 
+        height, width = input_size or map_size
         self._axes = [
-            (with_weights(rows), with_weights(columns))
+            (with_weights(rows, height), with_weights(columns, width))
             for rows, columns in window_axes(grid, map_size)
         ]
 

@@ -116,9 +116,10 @@ class MaxPooledWindows:
         taps: int,
         device: torch.device,
         dtype: torch.dtype,
+        masked: bool = False,
     ):
-        """`map_size` is (H, W), `bins` P and `taps` t; the maps have this device and dtype."""
-        self._taps = taps
+        """`map_size` is (H, W), `bins` P, `taps` t. If `masked`, cells of -inf do not exist."""
+        self._taps, self._masked = taps, masked
         shapes_of: dict[tuple, list[tuple[int, _Bins, _Bins]]] = {}
         for index, axes in enumerate(window_axes(grid, map_size)):
             rows, columns = (_bins(axis, bins, kernel_dtype(dtype)) for axis in axes)
@@ -151,8 +152,7 @@ class MaxPooledWindows:
         Yields:
             the index of a shape in the grid, and features (rows, nx, P * P * O) of its next rows.
         """
-        below, right = self._overhang
-        # Cells beyond the border lose every maximum.
+        below, right = self._overhang  # cells beyond the border lose every maximum
         x = F.pad(image.permute(1, 2, 0), (0, 0, 0, right, 0, below), value=-torch.inf)
         reach = 1
         for group in self._groups:
@@ -164,8 +164,7 @@ class MaxPooledWindows:
     def _table(self, group: _Group, x: Tensor, reach: int, taps: Tensor | None) -> Tensor:
         """Computes the table of a group, (1 + L, t, 1 + K, t * O).
 
-        Args:
-            x: (H + overhang, W + overhang, C), maxima over `reach` cells along y.
+        `x` has maxima over `reach` cells along y, (H + overhang, W + overhang, C).
         """
         height, width = (1 + sum(map(len, x.values())) for x in (group.lines, group.columns))
         channels = x.shape[2] if taps is None else taps.shape[1] // self._taps
@@ -181,6 +180,7 @@ class MaxPooledWindows:
                 for kw, columns in group.columns.items():
                     strip, reach_x = sliding_max(strip, kw, 1, reach_x), kw
                     cells = _take(strip, columns, 1)
+                    cells = cells.masked_fill(cells == -torch.inf, 0) if self._masked else cells
                     cells = cells if taps is None else cells @ taps
                     out = table[line : line + len(chunk), :, column : column + len(columns)]
                     out.copy_(cells.unflatten(2, (self._taps, -1)).transpose(1, 2))

@@ -152,37 +152,50 @@ class WindowScorer(nn.Module):
         return F.fold(pooled, size, 3, padding=1) + self.conv.bias[:, None, None]
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, map_size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
         """Scores all windows of the grid, without gradient.
 
         A traced or exported scorer works for the map size and the batch size of its example input.
-        `torch.export` with strict=True needs a call with a map of that size before it.
+        `torch.export` with strict=True needs a call with a map of that size before it. An exported
+        scorer that is called with `map_size` also works for smaller maps of dynamic size.
 
         Args:
             x: (N, C, H, W).
+            map_size: size (H', W') in cells of the grid, if it is larger than x. The scores of
+                windows inside x (see `WindowGrid.inside`) do not depend on it; those of the other
+                windows are undefined.
 
         Returns:
-            logits (N, R) and deltas (N, R, 4), in the order of `self.grid.boxes((H, W))`.
+            logits (N, R) and deltas (N, R, 4), in the order of `self.grid.boxes((H, W))`, or of
+            `self.grid.boxes(map_size)`.
         """
         if not torch.jit.is_tracing():
-            return self._forward(x)
+            return self._forward(x, map_size)
         with warnings.catch_warnings():
             # Sizes become constants on purpose; the traced scorer refuses maps of another size.
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
-            return self._forward(x)
+            return self._forward(x, map_size)
 
-    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, x: Tensor, map_size: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        map_size = int_size(x.shape[2:])
         with torch.autocast(device, enabled=False):
-            reader = self._reader(map_size, x.device, dtype)
+            x, input_size = x.to(dtype), None
+            if map_size is None:
+                map_size = int_size(x.shape[2:])
+                reader = self._reader(map_size, x.device, dtype)
+                x = x.expand(-1, -1, *map_size)  # makes a traced graph refuse another map size
+            else:
+                input_size = tuple(x.shape[2:])
+                reader = self._build_reader(map_size, x.device, dtype, input_size)
             weights = self._weights(reader, dtype)
-            # expand makes a traced graph refuse another map size.
-            x = x.to(dtype).expand(-1, -1, *map_size)
             if self.conv_before_pooling:
                 bias = self.conv.bias.to(dtype)
                 x = self._activate(F.conv2d(x, self.conv.weight.to(dtype), bias, padding=1))
+            if input_size is not None:
+                below, right = (a - b for a, b in zip(map_size, input_size, strict=True))
+                value = -torch.inf if self.pooler_type == "ROIPool" else 0.0
+                x = F.pad(x, (0, right, 0, below), value=value)
             # Inference mode makes many small operations faster.
             with nullcontext() if use_large_chunks(x.device) else torch.inference_mode():
                 scores = [self._score_image(image, reader, weights) for image in x]
@@ -193,15 +206,22 @@ class WindowScorer(nn.Module):
         self, map_size: tuple[int, int], device: torch.device, dtype: torch.dtype
     ) -> Reader:
         # The reader is a constant of the graph. Tracing its NumPy code takes long.
-        @torch.compiler.disable
-        def build() -> Reader:
-            taps = 1 if self.conv_before_pooling else 3
-            sizes = (self.grid, map_size, self.pooler_resolution, taps)
-            if self.pooler_type == "ROIPool":
-                return MaxPooledWindows(*sizes, device, dtype)
-            return AlignedWindows(*sizes, self.sampling_ratio, device, dtype)
+        build = torch.compiler.disable(self._build_reader)
+        key = (map_size, device, dtype)
+        return get_or_build(self._readers, key, lambda: build(*key))
 
-        return get_or_build(self._readers, (map_size, device, dtype), build)
+    def _build_reader(
+        self,
+        map_size: tuple[int, int],
+        device: torch.device,
+        dtype: torch.dtype,
+        input_size: tuple[int, int] | None = None,
+    ) -> Reader:
+        taps = 1 if self.conv_before_pooling else 3
+        sizes = (self.grid, map_size, self.pooler_resolution, taps)
+        if self.pooler_type == "ROIPool":
+            return MaxPooledWindows(*sizes, device, dtype, masked=input_size is not None)
+        return AlignedWindows(*sizes, self.sampling_ratio, device, dtype, input_size)
 
     def _weights(self, reader: Reader, dtype: torch.dtype) -> _Weights:
         bins, channels = self.pooler_resolution, self.conv.out_channels

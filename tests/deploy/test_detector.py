@@ -67,6 +67,14 @@ def test_boxes_are_in_pixels_of_the_image_and_channels_in_the_models_order(detec
     assert found.classes.tolist() == [1, 0]
 
 
+def test_an_image_is_padded_as_detectron2_pads_it(detector):
+    """To multiples of size_divisibility, 4; the feature of the toy model has its size."""
+    assert detector.stages(image_of(48, 50)).feature.shape == (3, 12, 13)
+    prepared, size = detector._prepare(image_of(48, 50))
+    assert (prepared.shape, size) == ((48, 52, 3), (48, 50))
+    assert not prepared[:, 50:].any()
+
+
 def test_an_image_that_does_not_fit_the_canvas_is_made_smaller(detector):
     found = detector(image_of(200, 50))  # the short side at 48 pixels would make it 192 high
     np.testing.assert_allclose(found.boxes[0], [0, 0, 50, 200], atol=1e-4)
@@ -185,11 +193,13 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "it has format version 2"),
+        ({"format_version": 3}, "it has format version 3"),
+        ({"format_version": 1}, "it has format version 1, .* export the model again"),
         ({"input_format": "YUV"}, "input_format is 'YUV'"),
         ({"more": 1}, "expected the metadata"),
         ({"canvas": [1]}, "cannot be read"),
         ({"canvas": [10**9, 64]}, "canvas is"),
+        ({"canvas": [48, 66]}, "canvas is .48, 66., expected multiples of size_divisibility, 4"),
         ({"min_size": -1}, "min_size is -1, expected 0 or more"),
         ({"max_proposals": "4"}, "max_proposals is '4'"),
         ({"score_threshold": float("nan")}, "score_threshold is nan"),

@@ -97,6 +97,27 @@ def test_dense_equals_per_box(
 
 
 @variants
+@settings(PROFILE, max_examples=20)
+@given(
+    shapes_and_strides=st.lists(st.tuples(shapes, strides), min_size=1, max_size=3),
+    size=st.tuples(st.integers(1, 18), st.integers(1, 18)),
+    more=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    bins=st.sampled_from([2, 7]),
+)
+def test_the_windows_of_a_larger_grid_are_scored_as_on_the_map_itself(
+    variant, shapes_and_strides, size, more, bins
+):
+    grid = WindowGrid(*zip(*shapes_and_strides, strict=True), 4)
+    scorer = make_scorer(grid, 2, pooler_resolution=bins, **VARIANTS[variant]).double()
+    x = torch.randn(2, 2, *size, dtype=torch.float64)
+    larger = tuple(a + b for a, b in zip(size, more, strict=True))
+    inside = grid.inside(larger, (4 * size[0], 4 * size[1]))
+    assert torch.equal(grid.boxes(larger)[inside], grid.boxes(size))
+    found = scorer(x, larger)
+    assert_close([y[:, inside] for y in found], scorer(x), 1e-9)
+
+
+@variants
 def test_dense_equals_per_box_in_single_precision_for_every_shape_of_a_real_grid(variant):
     grid = WindowGrid.from_sizes([8, 16, 32, 64, 128, 256], [0.5, 1, 2], 4, 1 / 2, 24)
     scorer = make_scorer(grid, 8, pooler_resolution=13, fc_dim=16, **VARIANTS[variant])

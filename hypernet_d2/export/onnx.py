@@ -1,4 +1,4 @@
-"""Writes an exportable detector down, as ONNX or as an archive of torch.export."""
+"""Writes a captured detector as an ONNX file."""
 
 from __future__ import annotations
 
@@ -10,34 +10,8 @@ import torch
 from torch.export import ExportedProgram
 
 from hypernet_d2.deploy.metadata import INPUTS, KEY, OUTPUTS, ModelInfo
-from hypernet_d2.deploy.torch_runner import check_archive
 
-from .exportable import ExportableDetector
-
-__all__ = ["capture", "write_onnx", "write_torch"]
-
-
-def capture(detector: ExportableDetector, info: ModelInfo) -> ExportedProgram:
-    """The graph for images of ``info.canvas``, without paths of the machine that captured it."""
-    image = torch.zeros(*info.canvas, 3, dtype=torch.uint8)
-    inputs = (image, torch.tensor(info.canvas), torch.tensor(info.max_proposals))
-    with torch.no_grad():
-        detector(*inputs)  # builds what the scorer keeps for this size of map
-        program = torch.export.export(detector, inputs, strict=False)
-    for module in program.graph_module.modules():
-        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
-            for origin in ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack"):
-                node.meta.pop(origin, None)
-    program.example_inputs = None
-    return program
-
-
-def write_torch(program: ExportedProgram, info: ModelInfo, stem: Path) -> Path:
-    """Write STEM.pt2, an archive of torch.export."""
-    path = stem.with_suffix(".pt2")
-    torch.export.save(program, path, extra_files={KEY: info.to_json()})
-    check_archive(path.read_bytes(), path)
-    return path
+__all__ = ["write_onnx"]
 
 
 def write_onnx(program: ExportedProgram, info: ModelInfo, stem: Path) -> Path:
@@ -54,7 +28,7 @@ def write_onnx(program: ExportedProgram, info: ModelInfo, stem: Path) -> Path:
     )
     model = result.model
     _simplify(model)
-    # Left over: names of Python's modules, and lines of code with their paths.
+    # The exporter's metadata has names of Python modules, and source lines with their file names.
     for item in (*model.graph.all_nodes(), *model.graph.initializers.values()):
         item.metadata_props.clear()
     model.graph.metadata_props.clear()
@@ -66,26 +40,26 @@ def write_onnx(program: ExportedProgram, info: ModelInfo, stem: Path) -> Path:
 
 
 def _translations() -> dict[Callable, Callable]:
-    """ONNX for the operators that the exporter lacks, or writes down in a way that runs slowly."""
+    """ONNX for the operators that the exporter does not support, or translates to slow ones."""
     import onnx_ir
     from onnxscript import opset20 as op
 
     def sort(self, stable=True, dim=-1, descending=False):
-        # TopK takes equal values in their order, as a stable sort does.
+        # TopK keeps the order of equal values, as a stable sort does.
         size = op.Constant(value_ints=[int(self.shape[dim])])
         return op.TopK(self, size, axis=dim, largest=int(descending), sorted=1)
 
     def roi_pool(x, rois, spatial_scale, pooled_height, pooled_width):
         shape = (pooled_height, pooled_width)
         pooled = op.MaxRoiPool(x, rois, pooled_shape=shape, spatial_scale=spatial_scale)
-        return pooled, pooled  # in torchvision the second tells where the maxima are; unused
+        return pooled, pooled  # torchvision's second output, the argmax, is not used
 
     def unfold(self, dimension, size, step):
         rank = len(self.shape)
         dim = dimension % rank
         first = np.arange(0, self.shape[dim] - size + 1, step)
         index = op.Constant(value=onnx_ir.tensor(first[:, None] + np.arange(size)))
-        # Gathered along the first dimension, whole rows are copied instead of single values.
+        # Gather along the first dimension copies whole rows instead of single values.
         front = op.Transpose(self, perm=[dim, *(i for i in range(rank) if i != dim)])
         windows = op.Gather(front, index, axis=0)
         rest = [i + 2 for i in range(rank - 1)]
@@ -99,17 +73,17 @@ def _translations() -> dict[Callable, Callable]:
 
 
 def _simplify(model) -> None:
-    """What the exporter's optimisation does but for its rewriting.
+    """The optimizations of the exporter without its pattern rewriting.
 
-    That looks through the whole graph for each of its nodes, which takes hours for the thousands of
-    nodes of a large grid of windows. onnxruntime does such rewriting when it loads the file.
+    The rewriting searches the whole graph for each node, which takes hours for the thousands of
+    nodes of a large grid of windows. onnxruntime does the same when it loads the file.
     """
     from onnx_ir.passes import common
     from onnxscript.optimizer import fold_constants
 
     common.InlinePass()(model)
     fold_constants(model)
-    for simplify in (
+    for apply_pass in (
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
@@ -119,14 +93,14 @@ def _simplify(model) -> None:
         common.OutputFixPass(),
         common.NameFixPass(),
     ):
-        simplify(model)
+        apply_pass(model)
 
 
 def _shrink(model) -> None:
-    """Store the large constants of an ONNX graph in fewer bytes, to the same values.
+    """Store the large constants of an ONNX graph in fewer bytes, without loss.
 
-    The plans of the windows hold few numbers among many zeros, and whole numbers in 64 bits.
-    onnxruntime brings them to their full size when it loads the file.
+    The indices of the windows are integers of 64 bits, and their weights have many zeros.
+    onnxruntime expands them when it loads the file.
     """
     from onnx_ir.passes.common import DeduplicateInitializersPass
 
@@ -152,7 +126,7 @@ def _shrink(model) -> None:
 
 
 def _narrowest(array: np.ndarray) -> np.ndarray:
-    """The same whole numbers in the smallest type that holds them; other arrays as they are."""
+    """Convert integers to the smallest type that holds them; other arrays are not changed."""
     if array.dtype not in (np.int64, np.float32) or (array != np.trunc(array)).any():
         return array
     for dtype in (np.uint8, np.int16, np.uint16, np.int32):
@@ -164,7 +138,7 @@ def _narrowest(array: np.ndarray) -> np.ndarray:
 
 
 class _Tape:
-    """New nodes of a graph, in order."""
+    """Collects new nodes of a graph, in order."""
 
     def __init__(self, model, name: str):
         self.model, self.name, self.nodes = model, name, []
@@ -191,12 +165,12 @@ class _Tape:
         return self.add("Cast", value, to=dtype)
 
     def scatter(self, array: np.ndarray):
-        """An array of many zeros, from its other values and their places."""
+        """An array from its values other than zero, and their positions."""
         import onnx_ir
 
-        (places,) = np.nonzero(array.ravel())
-        index = self.cast(self.constant(_narrowest(places)), onnx_ir.DataType.INT64)
+        (positions,) = np.nonzero(array.ravel())
+        index = self.cast(self.constant(_narrowest(positions)), onnx_ir.DataType.INT64)
         zeros = self.add("ConstantOfShape", self.constant(np.array([array.size])))
-        values = self.constant(array.ravel()[places])
+        values = self.constant(array.ravel()[positions])
         flat = self.add("ScatterElements", zeros, index, values)
         return self.add("Reshape", flat, self.constant(np.array(array.shape)))
