@@ -204,9 +204,9 @@ def _find_box_problem(box: Sequence[float], mode: BoxMode, height: int, width: i
     if mode == BoxMode.XYWH_ABS:
         x1, y1 = x0 + x1, y0 + y1
     if x1 <= x0 or y1 <= y0:
-        return "without area kept out"
+        return "without area removed"
     if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
-        return "outside the image kept out"
+        return "outside the image removed"
     if max(-x0, -y0, x1 - width, y1 - height) > 1:  # less is rounding
         return "partly outside the image clipped"
     return None

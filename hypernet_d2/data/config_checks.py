@@ -154,10 +154,9 @@ def check_keypoints(cfg: CfgNode, records: list[dict], name: str, *, train: bool
 def warn_of_unfit_windows(cfg: CfgNode, records: list[dict], names: tuple[str, ...]) -> None:
     """Warn if the candidate windows are too large or too small for most objects.
 
-    A window that is centered on an object has the highest IoU that its shape can have with it. An
-    object for which no shape reaches ``MODEL.RPN.IOU_THRESHOLDS`` so is never learnt from by the
-    proposals. Objects are measured in the network's input, at the sizes of
-    ``INPUT.MIN_SIZE_TRAIN``.
+    The IoU of a window with an object is highest if both have the same center. An object that
+    reaches ``MODEL.RPN.IOU_THRESHOLDS`` with no window even then is never a positive example for
+    the proposals. Objects are measured in the network's input, at all ``INPUT.MIN_SIZE_TRAIN``.
     """
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME != "HyperNetProposals":
         return

@@ -2,15 +2,15 @@
 
 An annotation of a dataset dict carries them as ``parts``, either of
 
-- a list with one item for each part, in the order of the metadata's ``part_names``: the part's
-  pixels as COCO's compressed RLE of the image's size, or None where the object lacks the part.
-  Where two parts overlap the later one holds.
-- a path: an image of the same size with one channel of whole numbers, 0 for no part of this object
-  and p + 1 for its part p, counted from 0.
+- a list with one item per part, in the order of the metadata's ``part_names``: a mask of the part
+  as COCO's compressed RLE of the image's size, or None if the object lacks the part. A pixel of
+  two parts gets the later one.
+- a path of a label image: one channel of integers, of the image's size, 0 for no part of this
+  object and p + 1 for its part p, counted from 0.
 
-In COCO json the key is read with ``load_coco_json(..., extra_annotation_keys=["parts"])``. Metadata
-``part_flip_map`` names the pairs that a mirrored image exchanges, as ``keypoint_flip_map`` does for
-keypoints; it is left out where no part has a side.
+From a COCO json the key is read with ``load_coco_json(..., extra_annotation_keys=["parts"])``. The
+metadata's ``part_flip_map`` lists the pairs of parts that a horizontal flip exchanges, as
+``keypoint_flip_map`` does for keypoints; it is not needed if no part is left or right.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ def has_parts(cfg: CfgNode) -> bool:
 def load_part_labels(
     parts: str | list[dict | None], image_size: tuple[int, int], num_parts: int, source: str
 ) -> np.ndarray:
-    """The part labels of one object; for the formats see the module.
+    """The part labels of one object, in one of the formats of this module.
 
     Args:
         parts: the value of an annotation's ``parts``.
         image_size: (H, W) of the image.
         num_parts: number of parts.
-        source: what a message names where ``parts`` is no path: the image's file.
+        source: file of the image, for error messages if ``parts`` is no path.
 
     Returns:
         (H, W) uint8: 0 no part, p + 1 part p.
 
     Raises:
-        ValueError: naming the file, if the labels have another size than the image, if there are
-            others than 0 to ``num_parts``, or if the file cannot be read as such an image.
+        ValueError: naming the file, if the labels have another size than the image, are not in 0
+            to ``num_parts``, or cannot be read.
     """
     labels = _read_labels(parts) if isinstance(parts, str) else _decode(parts, num_parts, source)
     source = parts if isinstance(parts, str) else source
@@ -101,10 +101,10 @@ def _decode(parts: list[dict | None], num_parts: int, source: str) -> np.ndarray
 
 
 class PartDatasetMapper(NamedErrorDatasetMapper):
-    """The stock mapper, which also loads ``parts`` and takes them through the augmentations.
+    """The stock mapper, which also loads ``parts`` and augments them.
 
     The instances of a training image get ``gt_parts`` (n, H, W) uint8 in the augmented image: 0 no
-    part, p + 1 part p. Masks are not loaded, since the labels say what an object covers.
+    part, p + 1 part p. Masks are not loaded, since the part labels cover the object.
 
     Raises (when called):
         ValueError: naming the file, for an object without ``parts`` and as
@@ -119,8 +119,8 @@ class PartDatasetMapper(NamedErrorDatasetMapper):
         Args:
             is_train: whether annotations are loaded.
             num_parts: number of parts.
-            hflip_labels: what each label, 0 first, becomes in a mirrored image; None keeps all.
-            kwargs: those of the stock mapper.
+            hflip_labels: label after a horizontal flip, for each label from 0; None changes none.
+            kwargs: arguments of the stock mapper.
         """
         super().__init__(is_train, **kwargs)
         self.num_parts = num_parts
@@ -139,7 +139,7 @@ class PartDatasetMapper(NamedErrorDatasetMapper):
         }
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape) -> None:
-        # One object at a time: the stock method leaves out those of which nothing is in the image.
+        # One object at a time, since the stock method removes objects outside of the crop.
         annotations = [a for a in dataset_dict["annotations"] if a.get("iscrowd", 0) == 0]
         if not annotations:
             super()._transform_annotations(dataset_dict, transforms, image_shape)
@@ -170,7 +170,7 @@ class PartDatasetMapper(NamedErrorDatasetMapper):
 
 
 def _hflip_labels(dataset_names: tuple[str, ...], num_parts: int) -> list[int] | None:
-    """What each label becomes in a mirrored image, by the metadata of the training sets."""
+    """The label after a horizontal flip, for each label, from the metadata of the training sets."""
     check_metadata_consistency("part_names", dataset_names)
     metadata = MetadataCatalog.get(dataset_names[0])
     names = list(metadata.part_names)

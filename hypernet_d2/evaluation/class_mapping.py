@@ -25,8 +25,8 @@ def map_classes(
 ) -> list[DatasetEvaluator]:
     """The evaluators of ``DATASETS.TEST`` for a model whose classes may be in another order.
 
-    The model's class names are those of its checkpoint. One without, as in a model zoo, is taken
-    for a model of ``DATASETS.TRAIN`` if the names of that set are known, else of the test set.
+    The class names of the model are those of its checkpoint. If it has none, as the checkpoints of
+    detectron2's model zoo, they are those of ``DATASETS.TRAIN``, or, if unknown, of the test set.
 
     Raises:
         ValueError: see `match_classes`.
@@ -63,10 +63,10 @@ def map_classes(
 
 
 class MappedClassesEvaluator(DatasetEvaluator):
-    """Hands an evaluator the detections with the class numbers of its data set.
+    """Passes detections to an evaluator with the class numbers of its data set.
 
-    Classes are matched by name. Detections of classes that the data set does not have are left out:
-    it has no ground truth for them.
+    Classes are matched by name. Detections of classes that the data set does not have are removed,
+    since it has no ground truth for them.
 
     Args:
         evaluator: of the data set.

@@ -1,4 +1,4 @@
-"""detectron2's COCOEvaluator against the ground truth of now, whatever format the set has."""
+"""detectron2's COCOEvaluator with the current ground truth of sets in any format."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ _TASKS = {
 
 
 def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> COCOEvaluator:
-    """The stock evaluator on the set as it is now.
+    """The stock evaluator, with the ground truth that the set has at the time of the call.
 
-    The stock one evaluates sets without a json against a conversion that an earlier evaluation has
-    left in its output folder. Here the conversion, ``<set>_coco_format.json``, is made anew each
-    time, also of a json that lacks what COCO's evaluation needs.
+    The stock one converts a set without a json once, and reuses the file in its output folder in
+    later evaluations. Here the conversion, ``<set>_coco_format.json``, is written each time. It is
+    also written for a json that lacks what COCO's evaluation needs.
 
     Args:
-        cfg: ``TEST.DETECTIONS_PER_IMAGE`` above 100 counts, too; ``MODEL.MASK_ON`` and
-            ``MODEL.KEYPOINT_ON`` add their task where the set has such ground truth.
+        cfg: of the model. ``TEST.DETECTIONS_PER_IMAGE`` above 100 raises COCO's limit of 100
+            detections; ``MODEL.MASK_ON`` and ``MODEL.KEYPOINT_ON`` add their tasks if the set has
+            such ground truth.
         dataset_name: a registered set. Each process has to call this.
         output_dir: for the conversion and the detections.
 
@@ -83,9 +84,9 @@ def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> CO
 
 
 def max_detections(cfg: CfgNode) -> int:
-    """Detections of a class and image that are evaluated: COCO's 100, or as many as there are."""
+    """The number of detections of a class in an image that are evaluated; at least COCO's 100."""
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
-    if limit < 0:  # no limit but the proposals, each of which is detected once in a class
+    if limit < 0:  # no limit: each proposal gives at most one detection of a class
         limit = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
     return max(100, limit)
 
@@ -117,8 +118,8 @@ def records_to_coco(records: list[dict], dataset_name: str) -> dict:
 
 @contextlib.contextmanager
 def _temporary_metadata(name: str, values: dict) -> Iterator[str]:
-    # Under a name of its own: the stock evaluator would note its conversion in the set's metadata,
-    # where it stays for later evaluations.
+    # Not under the set's own name: the stock evaluator stores the path of its conversion in the
+    # metadata, and later evaluations would take it for the set's json.
     MetadataCatalog.pop(name, None)
     MetadataCatalog.get(name).set(**values)
     try:
@@ -173,7 +174,7 @@ def _remove_bad_polygons(content: dict) -> bool:
 def _complete(content: dict, keypoints: bool) -> bool:
     """Add what COCO's evaluation needs; whether anything was missing.
 
-    An object without keypoints gets those that COCO writes for it: all zeros, none labelled.
+    An object without keypoints gets zeros, which means that none is labeled, as in COCO's files.
     """
     changed = "info" not in content
     content.setdefault("info", {})  # which pycocotools 2.0.10 requires

@@ -29,11 +29,11 @@ __all__ = ["PartEvaluator", "part_overlaps"]
 
 logger = logging.getLogger(__name__)
 
-MATCHED_IOU = 0.5  # of boxes, from which on mIoU takes a detection for an object's
+MATCHED_IOU = 0.5  # minimum IoU of the boxes of a detection and an object in mIoU
 
 
 def part_overlaps(labels: Tensor, truth: Tensor) -> Tensor:
-    """Of the pixels to which one or the other gives a part, the fraction in which both agree.
+    """Among the pixels that have a part in either, the fraction with the same part in both.
 
     Args:
         labels: (n, H, W), 0 no part.
@@ -53,16 +53,16 @@ def part_overlaps(labels: Tensor, truth: Tensor) -> Tensor:
 class PartEvaluator(DatasetEvaluator):
     """AP^r_part and mean IoU of the parts in ``pred_part_masks``, in percent.
 
-    - **AP, AP50, AP75** are COCO's with another overlap, :func:`part_overlaps`. So a detection
-      counts if it finds an object, its class, its outline and its parts. AP50 is the paper's
+    - **AP, AP50, AP75** are COCO's with :func:`part_overlaps` in place of the IoU. A detection is
+      correct if the class, the outline and the parts of the object are. AP50 is the paper's
       AP^r_part (Hariharan et al., CVPR 2015).
-    - **mIoU** looks at the labels alone. Each object takes the labels of the detection with the
-      highest score, of whichever class, whose box overlaps the object's by an IoU of 0.5 or more;
-      without one, it has none. **IoU-NAME** is intersection over union of one part's pixels, added
-      up over all objects; mIoU is the mean over the parts.
+    - **mIoU** evaluates the part labels alone. Each object is matched with the detection of the
+      highest score, of any class, whose box has an IoU of 0.5 or more with that of the object; an
+      object without a match has no labels. **IoU-NAME** is the intersection over union of the
+      pixels of one part, summed over all objects; mIoU is the mean over the parts.
 
-    Objects, and their ``parts``, are those of the data set's dicts; for the format see
-    :mod:`hypernet_d2.data.parts`. Objects with ``iscrowd`` are left out.
+    Ground truth are the ``parts`` in the data set's dicts, see :mod:`hypernet_d2.data.parts`.
+    Objects with ``iscrowd`` are ignored.
     """
 
     def __init__(self, dataset_name: str, max_detections: int = 100, distributed: bool = True):
@@ -89,7 +89,7 @@ class PartEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was processed."""
+        """Remove what was processed."""
         self._detections: list[dict] = []
         self._areas = np.zeros((2, len(self._part_names)), np.int64)  # intersections, unions
 
@@ -198,7 +198,7 @@ class PartEvaluator(DatasetEvaluator):
 
 
 class _PartEval(COCOevalMaxDets):
-    """COCO's evaluation by the ``overlaps`` that each detection brings with it."""
+    """COCO's evaluation with the ``overlaps`` of each detection as IoUs."""
 
     def computeIoU(self, imgId, catId):
         """(detections, objects) of one image and class, the best detections first."""

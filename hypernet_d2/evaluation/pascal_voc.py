@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,13 +20,13 @@ __all__ = ["CheckedPascalVOCEvaluator"]
 
 
 class CheckedPascalVOCEvaluator(PascalVOCDetectionEvaluator):
-    """The stock evaluator, which reads xml of one form only: here it gets xml of that form.
+    """The stock evaluator on xml that is written from the records of the set.
 
-    The stock one needs ``pose``, ``truncated``, ``difficult`` and whole numbers in each object, and
-    ids without spaces, and keeps what it has read for later evaluations. This one writes the
-    records of the set to a temporary folder as such xml, with numbers for ids and classes.
-    Fractional corners are rounded to whole pixels. Classes without an object do not count; the
-    stock evaluator gives them AP 0.
+    The stock evaluator needs ``pose``, ``truncated``, ``difficult`` and integers in each object and
+    ids without spaces, and caches the xml for later evaluations. This one writes the records to a
+    temporary folder in that form, with numbers as ids and class names. Fractional corners are
+    rounded to whole pixels. Classes without an object are ignored; the stock evaluator gives them
+    AP 0.
 
     Args:
         dataset_name: a registered set with ``thing_classes``. ``difficult`` objects, which do not
@@ -46,13 +48,13 @@ class CheckedPascalVOCEvaluator(PascalVOCDetectionEvaluator):
             if not _is_ignored(one)
         }
         self._evaluated_classes = sorted(found)
-        # Removed with the evaluator.
-        self._folder = tempfile.TemporaryDirectory(prefix="pascal_voc_ground_truth_")
-        _write_voc(records, Path(self._folder.name))
+        folder = tempfile.mkdtemp(prefix="pascal_voc_ground_truth_")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        _write_voc(records, Path(folder))
         name = f"{dataset_name}_ground_truth"
         MetadataCatalog.pop(name, None)
         MetadataCatalog.get(name).set(
-            dirname=self._folder.name,
+            dirname=folder,
             split="all",
             year=metadata.get("year", 2012),
             thing_classes=[str(label) for label in self._evaluated_classes],
@@ -83,7 +85,11 @@ def _load_records(dataset_name: str) -> list[dict]:
     records = load_dataset(dataset_name, evaluated=True)
     objects = [one for record in records for one in record.get("annotations", ())]
     # detectron2's own loader of VOC sets drops the mark.
-    if metadata.get("dirname") and not all("difficult" in one for one in objects):
+    if (
+        metadata.get("dirname")
+        and metadata.get("split")
+        and not all("difficult" in one for one in objects)
+    ):
         return load_voc_style(metadata.dirname, metadata.split, metadata.thing_classes)
     return records
 

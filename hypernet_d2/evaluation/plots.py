@@ -1,4 +1,4 @@
-"""Plots of several models on one sheet; they need matplotlib, the extra "plots"."""
+"""Plots that compare models; they need matplotlib, the extra "plots"."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_precision", "plot_recall"]
 
-# Okabe and Ito's colours, which the colour-blind tell apart, without the yellow; and other
-# differences, for prints without colour.
+# The color-blind safe palette of Okabe and Ito, without yellow. Lines and hatches differ as well,
+# for prints without color.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":")
-MOST_INCHES, MOST_LABELS = 30, 90
+MAX_INCHES, MAX_LABELS = 30, 90
 HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++")
 
 
@@ -26,9 +26,9 @@ def plot_recall(models: dict[str, Sequence[dict]], path: str | Path, size: str =
     """Recall against the number of proposals (top) and against IoU (bottom).
 
     Args:
-        models: {name: what ProposalRecallEvaluator wrote, once for each seed}. Lines are means of
-            the seeds, bands their standard deviation.
-        path: the picture, its format by its suffix.
+        models: {name: contents of the json files of ProposalRecallEvaluator, one per seed}. Lines
+            are means over the seeds, bands the standard deviation.
+        path: image file; its suffix gives the format.
         size: "all", "small", "medium" or "large" objects.
 
     Raises:
@@ -38,7 +38,7 @@ def plot_recall(models: dict[str, Sequence[dict]], path: str | Path, size: str =
     axes = figure.subplots(2, 3, sharey=True)
     for ax, iou in zip(axes[0], ("0.5", "0.7"), strict=False):
         _plot_curves(ax, models, "recall_by_number", iou, size)
-        ax.set(title=f"IoU {iou}", xscale="log", xlabel="proposals an image")
+        ax.set(title=f"IoU {iou}", xscale="log", xlabel="proposals per image")
         ax.set_xticks([1, 3, 10, 30, 100, 300, 1000], [1, 3, 10, 30, 100, 300, 1000])
     for ax, number in zip(axes[1], ("50", "100", "200"), strict=True):
         _plot_curves(ax, models, "recall_by_iou", number, size)
@@ -74,17 +74,17 @@ def plot_precision(
     """Bars of average precision.
 
     Args:
-        models: {name: {metric: its value in percent, once for each seed}}. Bars are means of the
-            seeds, whiskers their standard deviation; a metric with None has no bar.
-        path: the picture, its format by its suffix.
-        title: what stands above.
+        models: {name: {metric: values in percent, one per seed}}. Bars are means over the seeds,
+            whiskers the standard deviation; a metric with None has no bar.
+        path: image file; its suffix gives the format.
+        title: title of the plot.
 
     Raises:
         ImportError: if matplotlib is not installed.
     """
     metrics = list(dict.fromkeys(metric for values in models.values() for metric in values))
     bars = len(metrics) * len(models)
-    figure = _figure(min(max(6, 0.32 * bars + 0.25 * len(metrics) + 1), MOST_INCHES), 4)
+    figure = _figure(min(max(6, 0.32 * bars + 0.25 * len(metrics) + 1), MAX_INCHES), 4)
     ax = figure.subplots()
     width = 0.84 / len(models)
     for i, (name, values) in enumerate(models.items()):
@@ -98,7 +98,7 @@ def plot_precision(
             color=COLORS[i % len(COLORS)], hatch=HATCHES[i % len(HATCHES)], edgecolor="white",
             linewidth=0, error_kw=whiskers,
         )  # fmt: skip
-        if bars <= MOST_LABELS:
+        if bars <= MAX_LABELS:
             ax.bar_label(drawn, ["" if np.isnan(h) else f"{h:.0f}" for h in heights], fontsize=7)
     ax.set_xticks(range(len(metrics)), metrics, rotation=90 if len(metrics) > 8 else 0)
     ax.margins(x=0.01)

@@ -1,6 +1,7 @@
-"""How many objects the proposals find (the curves of paper 4.2, and COCO's average recall).
+"""Recall of proposals (the curves of paper 4.2, and COCO's average recall).
 
-K: most proposals; T: IoU thresholds; S: object sizes; P: proposals and G: objects of an image.
+Shapes: K maximum number of proposals, T IoU thresholds, S object sizes; P proposals and G objects
+of an image.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ N_RECALLS, N_IOU = (25, 50, 75), 0.7  # the paper's N@25%, N@50% and N@75%
 class ProposalRecallEvaluator(DatasetEvaluator):
     """Recall of the best 1 to 1000 proposals of each image, at IoU 0.5 to 1.
 
-    Proposals and objects are matched one to one, greedily by IoU, as detectron2's evaluation of
-    COCO proposals does, anew for every number of proposals and for the objects of every size.
-    Ground truth comes from the data set's dicts; crowds are left out. An object's size is the area
-    of its segmentation where it has one, else of its box, as in COCOEvaluator for such sets.
+    Proposals and objects are matched one to one, greedily by IoU, as in detectron2's evaluation of
+    COCO proposals, separately for each number of proposals and each size of objects. Ground truth
+    are the data set's dicts; crowds are ignored. The size of an object is the area of its
+    segmentation, or of its box if it has none, as in COCOEvaluator.
 
     Args:
         dataset_name: a registered data set.
@@ -69,14 +70,14 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Remove the images that were processed."""
         self._images = 0
         self._proposals = 0
         self._num_objects = np.zeros(len(SIZES), dtype=np.int64)
         self._hits = np.zeros((len(SIZES), MAX_PROPOSALS, len(IOUS)), dtype=np.int64)
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Take the ``proposals`` of some images, in pixels of the stored image."""
+        """Add the ``proposals`` of a batch of images, in pixels of the stored image."""
         for image, output in zip(inputs, outputs, strict=True):
             proposals = output["proposals"].to("cpu")
             order = proposals.objectness_logits.sort(descending=True, stable=True).indices
@@ -167,7 +168,7 @@ def greedy_matches(iou: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
 
 
 def _summarize(num_objects: np.ndarray, hits: np.ndarray) -> dict:
-    """The curves and figures of the json file, from (S,) objects and (S, K, T) found ones."""
+    """The content of the json file, from the (S,) objects and the (S, K, T) objects found."""
     with np.errstate(invalid="ignore"):
         recall = 100 * hits / num_objects[:, None, None]
 
@@ -187,7 +188,7 @@ def _summarize(num_objects: np.ndarray, hits: np.ndarray) -> dict:
 
 
 def _least(recall: np.ndarray, percent: int) -> list[int | None]:
-    """For each row of (S, K), the least number of proposals that reach so much recall."""
+    """For each row of (S, K) the least number of proposals with this recall, or None."""
     reached = recall >= percent
     return [int(row.argmax()) + 1 if row.any() else None for row in reached]
 
@@ -198,7 +199,7 @@ def _plain(values: np.ndarray) -> list | float | None:
 
 
 def _one_line_a_curve(summary: dict) -> str:
-    """Json with the upper levels indented and every innermost list or dict on one line."""
+    """Indented json with each innermost list or dict on one line."""
 
     def write(value, indent: str) -> str:
         if not isinstance(value, dict) or not any(
@@ -213,7 +214,7 @@ def _one_line_a_curve(summary: dict) -> str:
 
 
 def _table(summary: dict) -> str:
-    """A line for objects of each size."""
+    """A table with one row per object size."""
     header = ["objects", "", *(f"AR@{k}" for k in AR_NUMBERS), *(f"N@{p}" for p in N_RECALLS)]
     rows = [
         [
@@ -228,7 +229,7 @@ def _table(summary: dict) -> str:
 
 
 def _metrics(summary: dict) -> dict[str, float]:
-    """The figures among the summary, as flat as detectron2 prints them."""
+    """The scalar metrics of the summary in one flat dict."""
     values: dict[str, float | None] = {}
     for size in SIZES:
         suffix = "" if size == "all" else size[0]

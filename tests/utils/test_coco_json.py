@@ -193,9 +193,9 @@ def test_odd_boxes_are_kept_out_counted_and_logged_once(coco, logged):
     records = coco.load()
     assert [a["bbox"] for a in records[0]["annotations"]] == [whole["bbox"], *boxes[3:]]
     assert sorted(re.sub("^.*?: ", "", message) for message in logged) == [
-        "1 box(es) outside the image kept out: a.jpg",
+        "1 box(es) outside the image removed: a.jpg",
         "1 box(es) partly outside the image clipped: a.jpg",
-        "2 box(es) without area kept out: a.jpg",
+        "2 box(es) without area removed: a.jpg",
     ]
 
 

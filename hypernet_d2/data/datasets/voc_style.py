@@ -98,14 +98,14 @@ def load_voc_style(
     VOC counts pixels from 1 and includes both ends, so ``xmin - 1`` and ``xmax`` are a box's
     sides in continuous coordinates, as in detectron2's own VOC loader. Objects marked difficult
     stay in, as they do there, and carry ``"difficult": True``. An image without objects is kept,
-    with an empty list (detectron2 leaves it out of training under
+    with an empty list (detectron2 removes it from training under
     ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``).
 
-    Boxes with ``xmax <= xmin`` or ``ymax <= ymin`` have no area: no labelling tool writes a single
+    Boxes with ``xmax <= xmin`` or ``ymax <= ymin`` have no area: no labeling tool writes a single
     pixel on purpose, though VOC's convention would allow it. They and boxes wholly outside the
-    image are kept out; boxes partly outside are clipped. Each kind is counted and logged once with
-    the names of its files, save for clipping by one pixel, which is rounding. Corners at 0, which
-    VOC does not have, are logged, too: they show that the xml does not count from 1.
+    image are removed; boxes partly outside are clipped. Each kind is counted and logged once with
+    the names of its files, except clipping by one pixel, which is rounding. Corners at 0, which
+    VOC does not have, are logged as well: they show that the xml counts from 0.
 
     Where ``JPEGImages`` has several images of one id, as ``a.jpg`` and ``a.png``, the xml's
     ``filename`` chooses.
@@ -123,11 +123,10 @@ def load_voc_style(
 
     Raises:
         FileNotFoundError: the split file, or an image or xml that it names, is missing.
-        ValueError: a file's content is not what it has to be: an empty split or one that names an
-            image twice or a file outside of ``root``, an unreadable image, xml that does not parse
-            or declares a document type, a size that is missing or is not the image's, a class that
-            is not in ``classes``, a coordinate that is missing or is no number, several images of
-            one id.
+        ValueError: naming the file: the split is empty, or names an image twice or a file outside
+            of ``root``; the image cannot be read, or an id has several; the xml does not parse or
+            declares a document type, its size is missing or is not that of the image, a class is
+            not in ``classes``, or a coordinate is missing or no number.
     """
     classes = _check_classes(classes)
     root = Path(root).expanduser()
@@ -259,10 +258,10 @@ def _choose_image(files: list[Path], annotation: ElementTree.Element, xml_file: 
 
 
 def _parse_xml(xml_file: Path) -> ElementTree.Element:
-    """The root element. Entities need a document type, so xml that declares one is refused.
+    """The root element. Xml with a document type is refused, since entities need one.
 
-    The test runs on the bytes, before the parser can expand anything. Without NUL bytes, UTF-16
-    and UTF-32 read as ASCII here, and every other encoding that the parser takes keeps ASCII.
+    The bytes are searched before the parser can expand an entity. Without their NUL bytes, UTF-16
+    and UTF-32 contain the ASCII text, as all other encodings do that the parser reads.
     """
     content = xml_file.read_bytes()
     if b"<!DOCTYPE" in content.replace(b"\0", b""):
@@ -276,7 +275,7 @@ def _parse_xml(xml_file: Path) -> ElementTree.Element:
 def _check_size(
     annotation: ElementTree.Element, xml_file: Path, image_file: Path
 ) -> tuple[int, int]:
-    """Width and height in pixels, on which the xml and the image's header have to agree."""
+    """(width, height) in pixels, which must be the same in the xml and in the image's header."""
     size = image_size(image_file)
     texts = [annotation.findtext(f"size/{side}") for side in ("width", "height")]
     if any(text is None for text in texts):
@@ -317,9 +316,9 @@ def _clip_box(
     x0, y0, x1, y1 = box
     pixel = 1 if one_based else 0  # the first and the last pixel are the same one: no area
     if x1 <= x0 + pixel or y1 <= y0 + pixel:
-        return None, "without area kept out"
+        return None, "without area removed"
     clipped = [max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)]
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        return None, "outside the image kept out"
+        return None, "outside the image removed"
     cut = max(abs(a - b) for a, b in zip(box, clipped, strict=True))
     return clipped, "partly outside the image clipped" if cut > 1 else None

@@ -184,8 +184,8 @@ def test_odd_boxes_are_counted_and_logged_once(root, logged):
     root.load()
     assert len(logged) == 3
     for expected in (
-        "3 box(es) without area kept out: flat.xml in",
-        "2 box(es) outside the image kept out: outside.xml in",
+        "3 box(es) without area removed: flat.xml in",
+        "2 box(es) outside the image removed: outside.xml in",
         "1 box(es) partly outside the image clipped: partly.xml in",
     ):
         assert any(expected in message for message in logged)
