@@ -180,7 +180,8 @@ def workplace(tmp_path_factory):
         (folder / "IMAGES").symlink_to(digits)
         shutil.copy(digits / "annotations.json", folder)
         (folder / "exported").mkdir()
-        shutil.copy(DIGITS_MODEL, folder / "exported/hypernet_R_18.onnx")
+        for name in ("hypernet_R_18", "my_config"):
+            shutil.copy(DIGITS_MODEL, folder / f"exported/{name}.onnx")
         (folder / "my_data.py").write_text(voc_code)
         (folder / "my_config.yaml").write_text(config)
         results = {"bccd_test": {"bbox": {"AP": 50.0, "AP50": 90.0, "AP75": 60.0}}}
