@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 # Values to compute at a time: small chunks stay in a CPU's cache, large ones keep a GPU busy.
-_SMALL_CHUNK, _LARGE_CHUNK = 1 << 20, 1 << 25
+_SMALL_CHUNK, _LARGE_CHUNK = 1 << 19, 1 << 25
 
 
 class WindowAxis(NamedTuple):
