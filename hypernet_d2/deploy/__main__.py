@@ -31,6 +31,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--proposals", type=int, help="number of proposals that are classified (default: all)"
     )
+    parser.add_argument(
+        "--tile", type=int, metavar="PIXELS", help="detect in tiles of this side, in large images"
+    )
+    parser.add_argument(
+        "--overlap",
+        type=int,
+        metavar="PIXELS",
+        help="overlap of neighboring tiles (default: a fifth of the tile)",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 
@@ -81,7 +90,13 @@ def main(argv: list[str] | None = None) -> int:
             print(f"left out: {error}", file=sys.stderr)
             status = 1
             continue
-        found = detector(image, score_threshold=threshold, num_proposals=args.proposals)
+        found = detector(
+            image,
+            score_threshold=threshold,
+            num_proposals=args.proposals,
+            tile=args.tile,
+            overlap=args.overlap,
+        )
         names = [detector.info.classes[index] for index in found.classes]
         if output:
             draw(image, found, names, output)

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from hypernet_d2.utils.images import bgr_array, fit_size, read_image, resize
+from hypernet_d2.utils.tiles import merge_detections, tile_boxes
 
 from .metadata import OUTPUTS
 
@@ -77,6 +78,8 @@ class Detector:
         *,
         score_threshold: float | None = None,
         num_proposals: int | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
     ) -> Detections:
         """Detect in one image.
 
@@ -88,6 +91,12 @@ class Detector:
                 (``info.score_threshold``), which is the default.
             num_proposals: how many of the best proposals are classified; from 1 to
                 ``info.max_proposals``, which is the default.
+            tile: detect in tiles of this side, in pixels of the image, one after the other, and
+                merge the detections as `hypernet_d2.utils.tiles.merge_detections` describes; for
+                small objects in large images. Each tile has its own ``num_proposals`` and at most
+                ``info.max_detections`` detections.
+            overlap: of neighboring tiles, in pixels; at least the side of most objects. By default
+                a fifth of the tile.
 
         Raises:
             FileNotFoundError: there is no such image file.
@@ -96,9 +105,15 @@ class Detector:
             RuntimeError: PyTorch would hang, since the process is a forked one.
         """
         image, threshold, count = self._check(image, score_threshold, num_proposals)
-        canvas, size = self._prepare(image)
-        outputs = self._outputs(canvas, size, count, OUTPUTS[:3])
-        return _postprocess(*outputs, size, image.shape[:2], threshold)
+        if tile is None:
+            if overlap is not None:
+                raise ValueError(f"overlap is {overlap}, but no tile is given")
+            return self._detect(image, threshold, count)
+        tiles = tile_boxes(image.shape[:2], tile, tile // 5 if overlap is None else overlap)
+        if len(tiles) == 1:
+            return self._detect(image, threshold, count)
+        found = [self._detect(image[y1:y2, x1:x2], threshold, count) for x1, y1, x2, y2 in tiles]
+        return Detections(*merge_detections(found, tiles, image.shape[:2]))
 
     def stages(
         self,
@@ -122,6 +137,11 @@ class Detector:
             windows[exist] * scale,
             feature[:, :h, :w],
         )
+
+    def _detect(self, image: np.ndarray, threshold: float, count: int) -> Detections:
+        canvas, size = self._prepare(image)
+        outputs = self._outputs(canvas, size, count, OUTPUTS[:3])
+        return _postprocess(*outputs, size, image.shape[:2], threshold)
 
     def _check(
         self,

@@ -64,7 +64,10 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
 def bgr_array(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8, BGR, of an open image; see `as_shown`. An alpha channel is dropped."""
-    return np.asarray(as_shown(image).convert("RGB"))[:, :, ::-1]
+    shown = as_shown(image)
+    if shown.mode != "RGB":  # otherwise convert() would copy a picture that may be large
+        shown = shown.convert("RGB")
+    return np.asarray(shown)[:, :, ::-1]
 
 
 def as_shown(image: Image.Image) -> Image.Image:
@@ -160,6 +163,11 @@ def _open_named(path: str | os.PathLike) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{path}: {error}; read a picture that you trust in Python, after setting "
+            "PIL.Image.MAX_IMAGE_PIXELS = None"
+        ) from error
     except Exception as error:  # damaged files make Pillow raise errors of every kind
         raise ValueError(f"{path}: cannot be read as an image: {error}") from error
 

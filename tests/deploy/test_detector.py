@@ -21,6 +21,7 @@ from PIL import Image
 from hypernet_d2.deploy import Detector, ModelInfo, read_image
 from hypernet_d2.deploy.__main__ import main
 from hypernet_d2.deploy.torch_runner import check_archive
+from hypernet_d2.utils.tiles import merge_detections, tile_boxes
 from hypernet_d2_cli import run
 
 from . import toy
@@ -99,6 +100,37 @@ def test_threshold_and_number_of_proposals(detector):
     ):
         with pytest.raises(ValueError, match=f"{name} is {value}; expected"):
             detector(image, **{name: value})
+
+
+def test_tiles_are_cut_from_the_image_and_their_detections_merged(detector):
+    image = image_of(96, 128)
+    image[:, 64:, 2] = 200
+    tiles = tile_boxes((96, 128), 64, 16)
+    found = [detector(image[y1:y2, x1:x2]) for x1, y1, x2, y2 in tiles]
+    expected = merge_detections(found, tiles, (96, 128))
+    tiled = detector(image, tile=64, overlap=16)
+    for one, other in zip(tiled, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(tiled.boxes[0], [0, 0, 128, 96])  # seen in all tiles
+    np.testing.assert_allclose(tiled.scores[0], 200 / 255, atol=1e-6)
+    by_default = detector(image, tile=80)
+    np.testing.assert_array_equal(by_default.boxes, detector(image, tile=80, overlap=16).boxes)
+
+
+def test_an_image_of_one_tile_has_exactly_the_plain_detections(detector):
+    image = image_of(50, 128)
+    for one, other in zip(detector(image), detector(image, tile=128, overlap=0), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_line_of_50000_pixels_and_wrong_tiles(detector):
+    line = image_of(1, 50_000)
+    found = detector(line, tile=6400, overlap=640)
+    np.testing.assert_allclose(found.boxes[0], [0, 0, 50_000, 1], atol=1e-2)
+    with pytest.raises(ValueError, match="tiles of 64 pixels overlap by 64; expected 0 to 63"):
+        detector(line, tile=64, overlap=64)
+    with pytest.raises(ValueError, match="overlap is 64, but no tile is given"):
+        detector(line, overlap=64)
 
 
 def test_eight_threads_find_what_one_does(detector):
@@ -312,6 +344,10 @@ def test_command_line_prints_and_draws(file, tmp_path, capsys):
     assert (drawn != image_of(96, 128)[:, :, ::-1]).any()
     assert main([str(file), str(tmp_path / "in.png"), "--threshold", "0.12"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+    tiles = ["--threshold", "0.12", "--tile", "64", "--overlap", "16"]
+    assert main([str(file), str(tmp_path / "in.png"), *tiles]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "bright 0.502 0.0 0.0 128.0 96.0" and len(lines) > 2  # quarters of tiles
 
 
 def test_command_line_takes_a_folder(file, tmp_path, capsys):

@@ -211,3 +211,11 @@ def test_sizes_fit_the_canvas_and_are_at_least_one_pixel(size):
     for least in (0, 240):
         height, width = fit_size(size, least, 400, (240, 320))
         assert 1 <= height <= 240 and 1 <= width <= 320
+
+
+def test_a_picture_above_pillows_limit_is_named_with_the_way_out(tmp_path, monkeypatch):
+    path = tmp_path / "huge.png"
+    Image.new("L", (64, 64)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"huge.png: Image size \(4096 .*MAX_IMAGE_PIXELS = None"):
+        read_image(path)
