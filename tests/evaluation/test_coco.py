@@ -58,7 +58,7 @@ def evaluate(tmp_path, name: str, model=None, *opts) -> dict:
     return Trainer.test(cfg, model)
 
 
-class TestGroundTruthOfNow:
+class TestCurrentGroundTruth:
     def test_a_label_that_was_mended_counts(self, tmp_path, catalog):
         from hypernet_d2.data import register_voc_style
 
