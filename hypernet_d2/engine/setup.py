@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import runpy
+import traceback
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
@@ -33,6 +34,7 @@ def register_data(file: str | None) -> None:
 
     Raises:
         FileNotFoundError: the file does not exist.
+        ValueError: it is not a Python file, or has an error of Python, whose line is named.
     """
     if file is None:
         return
@@ -40,7 +42,15 @@ def register_data(file: str | None) -> None:
         raise FileNotFoundError(
             f"--data {file}: no such file, expected a Python file{similar_files(file)}"
         )
-    runpy.run_path(file)
+    if Path(file).suffix != ".py":
+        raise ValueError(f"--data {file}: expected a Python file, which registers the data sets")
+    try:
+        runpy.run_path(file)
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+    except (AttributeError, NameError, TypeError) as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        raise ValueError(f"{file}, line {lines[-1]}: {type(error).__name__}: {error}") from error
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
@@ -54,7 +64,8 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
     Raises:
         FileNotFoundError: the config file or the data file does not exist.
         ValueError: the config file is not valid, see :func:`check_config_file`; an option names a
-            key that does not exist; the options are not pairs; or a value has the wrong type.
+            key that does not exist; the options are not pairs, or an argument such as --data
+            follows them; or a value has the wrong type.
     """
     register_data(getattr(args, "data", None))
     cfg = get_cfg()
@@ -66,6 +77,9 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
         except (ValueError, KeyError, AssertionError) as error:  # a value of another type
             raise ValueError(f"{args.config_file}: {error}") from error
     opts = list(args.opts or [])
+    misplaced = next((word for word in opts if word.startswith("--")), None)
+    if misplaced is not None:
+        raise ValueError(f"{misplaced} follows KEY VALUE pairs; expected it before them")
     if len(opts) % 2:
         raise ValueError(f"options come in pairs KEY VALUE; got {len(opts)} words: {opts}")
     check_option_keys(opts[::2], cfg)
