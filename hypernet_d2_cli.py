@@ -22,6 +22,7 @@ import ast
 import builtins
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module, metadata
 from typing import NoReturn
@@ -75,6 +76,10 @@ USER_ERRORS = (
 )
 
 TRACEBACK = "Traceback (most recent call last):\n"
+
+# Printed when detectron2 is imported. The package hides it, too, but in each process of a distributed
+# training detectron2 is imported before the package, and this module before both.
+warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
 
 
 class OneLineErrorParser(argparse.ArgumentParser):

@@ -100,6 +100,12 @@ def test_help_is_light_and_names_every_command():
 
 
 @pytest.mark.detectron2
+def test_detectron2_warns_of_nothing_in_a_command():
+    done = python("-W", "default", "-c", "import hypernet_d2_cli, detectron2.modeling")
+    assert done.returncode == 0 and "torch.jit.script" not in done.stderr
+
+
+@pytest.mark.detectron2
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_an_example_whose_arguments_exist(name, capsys, monkeypatch):
     from hypernet_d2.cli.arguments import find_config
