@@ -77,8 +77,8 @@ USER_ERRORS = (
 
 TRACEBACK = "Traceback (most recent call last):\n"
 
-# Printed when detectron2 is imported. The package hides it, too, but in each process of a distributed
-# training detectron2 is imported before the package, and this module before both.
+# Printed when detectron2 is imported. The package hides it, too, but the processes of a distributed
+# training import detectron2 before the package, and this module before both.
 warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
 
 
