@@ -33,7 +33,7 @@ from hypernet_d2.export import (
     write_onnx,
     write_torch,
 )
-from hypernet_d2.utils.images import IMAGE_SUFFIXES, fit_size, list_images
+from hypernet_d2.utils.images import IMAGE_SUFFIXES, list_images
 
 from .arguments import CommandParser, add_config_arguments
 
@@ -56,7 +56,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="canvas, the largest resized image in pixels; larger images are scaled down further "
+        help="canvas, the largest resized image in pixels; larger ones are scaled down further "
         "(default: INPUT.MAX_SIZE_TEST for both, which fits images of any aspect ratio). A smaller "
         "canvas is faster",
     )
@@ -179,7 +179,7 @@ def check(detector: Detector, predictor: DefaultPredictor, images: list[Path]) -
         )
         found = detector(image)
         largest = max(difference(expected, found), difference(found, expected))
-        reason = too_large(image.shape[:2], detector.info)
+        reason = detector.info.canvas_conflict(image.shape[:2])
         if largest > TOLERANCE or reason:
             differ.append(path)
             reason = f"; DIFFERS{': ' if reason else ''}{reason}"
@@ -189,24 +189,6 @@ def check(detector: Detector, predictor: DefaultPredictor, images: list[Path]) -
         )
     print(f"{len(images)} images, {len(differ)} with a difference above {TOLERANCE:g}")
     return not differ
-
-
-def too_large(size: tuple[int, int], info: ModelInfo) -> str:
-    """Why an image of (height, width) is resized to a size other than detectron2's; "" if not."""
-    by_detectron2 = fit_size(size, info.min_size, info.max_size, size_limit(size, info))
-    resized = fit_size(size, info.min_size, info.max_size, info.canvas)
-    if resized == by_detectron2:
-        return ""
-    return (
-        f"detectron2 resizes it to {by_detectron2[0]} x {by_detectron2[1]} (height x width), which "
-        f"does not fit the canvas of {info.canvas[0]} x {info.canvas[1]}: the file resizes it to "
-        f"{resized[0]} x {resized[1]}; export with a larger --size"
-    )
-
-
-def size_limit(size: tuple[int, int], info: ModelInfo) -> tuple[int, int]:
-    """A canvas into which every resized image of (height, width) fits."""
-    return (max(*size, info.max_size),) * 2
 
 
 def time_alternating(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zipfile
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from hypernet_d2.utils.images import bgr_array, fit_size, read_image, resize
+from hypernet_d2.utils.images import bgr_array, read_image, resize
 from hypernet_d2.utils.tiles import merge_detections, tile_boxes
 
 from .metadata import OUTPUTS
 
 __all__ = ["Detections", "Detector", "Stages"]
+
+logger = logging.getLogger(__name__)
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike
 
@@ -41,9 +44,9 @@ class Stages(NamedTuple):
 class Detector:
     """Detects with a file that ``tools/export_model.py`` wrote, on the CPU.
 
-    An image is resized as detectron2's ``DefaultPredictor`` does, and further scaled down where it
-    does not fit the model's canvas (``info.canvas``). A detector may be called from several threads
-    at a time.
+    An image is resized and padded as detectron2's ``DefaultPredictor`` does. If it does not fit the
+    model's canvas (``info.canvas``), it is scaled down further, and the first such image is logged
+    as a warning. A detector may be called from several threads at a time.
     """
 
     def __init__(self, path: str | os.PathLike, *, threads: int | None = None):
@@ -60,6 +63,7 @@ class Detector:
             ValueError: the file is no exported model, or could run code.
         """
         self._path = path = Path(path)
+        self._warned = False
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such model file")
         if zipfile.is_zipfile(path):
@@ -188,7 +192,12 @@ class Detector:
     def _prepare(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """The padded image, which starts with the resized one, and the size of the latter."""
         info = self.info
-        size = fit_size(image.shape[:2], info.min_size, info.max_size, info.canvas)
+        size = info.resized(image.shape[:2])
+        conflict = info.canvas_conflict(image.shape[:2])
+        if conflict and not self._warned:
+            self._warned = True
+            h, w = image.shape[:2]
+            logger.warning("%s: image of %d x %d: %s", self._path, h, w, conflict)
         # detectron2 pads to these multiples. More padding would change the features of the image.
         padded = (-(-side // info.size_divisibility) * info.size_divisibility for side in size)
         canvas = np.zeros((*padded, 3), np.uint8)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 
+from hypernet_d2.utils.images import fit_size
+
 __all__ = ["FORMAT_VERSION", "INPUTS", "KEY", "OUTPUTS", "ModelInfo"]
 
 # The key in ONNX's metadata_props, and the name of the extra file of a torch.export archive.
@@ -43,6 +45,21 @@ class ModelInfo:
     feature_stride: int  # stride of the hyper feature in pixels
     config: str  # name of the config that the model was built from
     version: str  # of hypernet_d2 that exported it
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width to which an image of (height, width) is resized before detection."""
+        return fit_size(size, self.min_size, self.max_size, self.canvas)
+
+    def canvas_conflict(self, size: tuple[int, int]) -> str:
+        """Why an image of (height, width) is not resized as in detectron2; "" if it is."""
+        stock, resized = fit_size(size, self.min_size, self.max_size), self.resized(size)
+        if stock == resized:
+            return ""
+        return (
+            f"detectron2 resizes it to {stock[0]} x {stock[1]} (height x width), which does not "
+            f"fit the canvas of {self.canvas[0]} x {self.canvas[1]}: the file resizes it to "
+            f"{resized[0]} x {resized[1]}; export with a larger --size"
+        )
 
     def to_json(self) -> str:
         return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)})

@@ -33,7 +33,7 @@ def capture(detector: ExportableDetector) -> ExportedProgram:
         detector(*inputs)  # fills the caches of the grid, which must not hold fake tensors
         program = torch.export.export(detector, inputs, dynamic_shapes=shapes, strict=False)
     # PyTorch assumes that a dynamic size is not 1. The graph holds for maps of one cell, too.
-    program._guards_code.clear()
+    getattr(program, "_guards_code", []).clear()  # older versions have no such list
     for module in program.graph_module.modules():
         for node in getattr(module, "graph", torch.fx.Graph()).nodes:
             for origin in ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack"):

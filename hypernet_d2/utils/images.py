@@ -117,15 +117,16 @@ def list_images(folder: str | os.PathLike) -> list[Path]:
 
 
 def fit_size(
-    size: tuple[int, int], min_size: int, max_size: int, canvas: tuple[int, int]
+    size: tuple[int, int], min_size: int, max_size: int, canvas: tuple[int, int] | None = None
 ) -> tuple[int, int]:
     """Height and width to which detectron2's ``ResizeShortestEdge`` resizes an image.
 
     Args:
-        size, canvas: (height, width) of the image and of the network's input; an image that
-            would exceed the canvas is scaled down until it fits.
+        size: (height, width) of the image.
         min_size: of the short side; 0 keeps the image's size.
         max_size: of the long side.
+        canvas: largest (height, width) of the network's input. An image that would exceed it is
+            scaled down until it fits, which detectron2 does not do. None for no limit.
 
     Returns:
         (height, width), both at least 1.
@@ -138,10 +139,10 @@ def fit_size(
         if max(sides) > max_size:
             factor = max_size / max(sides)
             sides = [side * factor for side in sides]
-    factor = min(limit / side for limit, side in zip(canvas, sides, strict=True))
-    if factor < 1:
-        sides = [side * factor for side in sides]
     height, width = (max(1, int(side + 0.5)) for side in sides)
+    if canvas is not None and (height > canvas[0] or width > canvas[1]):
+        factor = min(limit / side for limit, side in zip(canvas, sides, strict=True))
+        height, width = (max(1, int(side * factor + 0.5)) for side in sides)
     return height, width
 
 

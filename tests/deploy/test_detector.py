@@ -76,8 +76,14 @@ def test_an_image_is_padded_as_detectron2_pads_it(detector):
     assert not prepared[:, 50:].any()
 
 
-def test_an_image_that_does_not_fit_the_canvas_is_made_smaller(detector):
-    found = detector(image_of(200, 50))  # the short side at 48 pixels would make it 192 high
+def test_an_image_that_does_not_fit_the_canvas_is_scaled_down_with_one_warning(detector, caplog):
+    detector(image_of(96, 128))
+    assert not caplog.messages
+    for _ in range(2):
+        found = detector(image_of(200, 50))
+    (message,) = caplog.messages
+    assert "image of 200 x 50: detectron2 resizes it to 64 x 16" in message
+    assert "the canvas of 48 x 64: the file resizes it to 48 x 12" in message
     np.testing.assert_allclose(found.boxes[0], [0, 0, 50, 200], atol=1e-4)
     np.testing.assert_allclose(found.scores[0], 128 / 255, atol=1e-6)
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from hypernet_d2.deploy import Detector
 from tests.helpers import captures, tiny_cfg
+from tests.modeling.backbone.test_backbones import build_patches
 
 pytestmark = [pytest.mark.detectron2, captures]
 
@@ -262,23 +263,24 @@ def test_an_image_of_any_shape_gives_what_detectron2_gives(opts):
     assert min(counts[:4]) > 3, counts
 
 
-def test_a_backbone_with_square_input_gets_images_padded_to_the_square():
+def test_a_backbone_with_square_input_gets_images_padded_to_the_square(monkeypatch):
+    from detectron2.modeling import BACKBONE_REGISTRY, SimpleFeaturePyramid
+
     from hypernet_d2.export import ExportableDetector, size_divisibility
 
-    model, _ = build()
-    constraints = {"size_divisibility": 8, "square_size": 96}
-    type(model.backbone).padding_constraints, stock = (
-        constraints,
-        type(model.backbone).padding_constraints,
-    )
-    try:
-        assert size_divisibility(model) == 96
-        detector = ExportableDetector(model, (96, 96))
-        image = photograph(50, 37)
-        outputs = detector(padded(image, 96), torch.tensor((50, 37)), torch.tensor(20))
+    def build_vitdet(cfg, input_shape):
+        net, scales = build_patches(input_shape.channels), (4.0, 2.0, 1.0)
+        return SimpleFeaturePyramid(net, "last", 8, scales, square_pad=96)
+
+    monkeypatch.setitem(BACKBONE_REGISTRY._obj_map, "build_vitdet", build_vitdet)
+    maps = ["MODEL.HYPERNET.FEATURE.IN_FEATURES", "['p2', 'p3', 'p4']"]
+    model, _ = build("MODEL.HYPERNET.TRUNK", "build_vitdet", *maps)
+    assert size_divisibility(model) == 96
+    detector = ExportableDetector(model, (96, 96))
+    for size in [(50, 37), (96, 64)]:
+        image = photograph(*size)
+        outputs = detector(padded(image, 96), torch.tensor(size), torch.tensor(20))
         assert_same(outputs, by_detectron2(model, image))
-    finally:
-        type(model.backbone).padding_constraints = stock
 
 
 def test_the_shipped_models_architecture_gives_what_detectron2_gives():
