@@ -130,14 +130,16 @@ def test_check_images_lists_all_bad_files(visualize, tmp_path, capsys):
     )
     assert visualize["main"]([*words, "--data", str(register)]) == 0
     images = tmp_path / "JPEGImages"
-    for name in ("001.jpg", "004.jpg"):  # their headers can be read
-        (images / name).write_bytes((images / name).read_bytes()[:-500])
+    (images / "001.jpg").write_bytes((images / "001.jpg").read_bytes()[:-500])
+    (images / "002.jpg").write_bytes(b"not an image")
+    cv2.imwrite(str(images / "004.jpg"), np.zeros((10, 20, 3), np.uint8))
     capsys.readouterr()
     assert visualize["main"](words) == 1
     printed = capsys.readouterr().out
-    assert "shapes_broken: 2 of 6 images cannot be used" in printed
-    for name in ("001.jpg", "004.jpg"):
+    assert "shapes_broken: 3 of 6 images cannot be used" in printed
+    for name in ("001.jpg", "002.jpg"):
         assert f"- {images / name}: cannot be read as an image" in printed
+    assert f"- {images / '004.jpg'} is 20 x 10" in printed
 
 
 def test_the_data_file_of_the_user_must_exist(visualize):

@@ -113,7 +113,8 @@ def load_voc_style(
     Args:
         root, split, classes, one_based: as in `register_voc_style`.
         keep_odd_boxes: whether boxes without area or outside of the image stay, and boxes partly
-            outside are not clipped, to be looked at.
+            outside are not clipped, to be looked at. Images are not opened then, so that one that
+            cannot be read does not hide the rest of the set.
 
     Returns:
         One dict an image, in the order of the split file, with ``file_name``, ``image_id`` (str),
@@ -190,7 +191,7 @@ def _load_image(
         raise FileNotFoundError(f"{xml_file}: no such annotation, but {split_file} names it")
     annotation = _parse_xml(xml_file)
     image_file = _choose_image(image_files, annotation, xml_file)
-    width, height = _check_size(annotation, xml_file, image_file)
+    width, height = _check_size(annotation, xml_file, image_file, trust_xml=keep_odd_boxes)
     annotations = []
     for number, element in enumerate(annotation.findall("object"), start=1):
         where = f"{xml_file}: object {number}"
@@ -273,11 +274,16 @@ def _parse_xml(xml_file: Path) -> ElementTree.Element:
 
 
 def _check_size(
-    annotation: ElementTree.Element, xml_file: Path, image_file: Path
+    annotation: ElementTree.Element, xml_file: Path, image_file: Path, trust_xml: bool
 ) -> tuple[int, int]:
-    """(width, height) in pixels, which must be the same in the xml and in the image's header."""
-    size = image_size(image_file)
+    """(width, height) in pixels, which must be the same in the xml and in the image's header.
+
+    With ``trust_xml`` the image is not opened if the xml has a size.
+    """
     texts = [annotation.findtext(f"size/{side}") for side in ("width", "height")]
+    if trust_xml and all(text is not None and text.strip().isdecimal() for text in texts):
+        return int(texts[0]), int(texts[1])
+    size = image_size(image_file)
     if any(text is None for text in texts):
         raise ValueError(
             f"{xml_file}: no size, expected <size> with width {size[0]} and height {size[1]} "
