@@ -202,13 +202,17 @@ def write_weights(config: str, opts: list[str]) -> None:
     """The file that MODEL.WEIGHTS names among ``opts``, with random weights."""
     from detectron2.modeling import build_model
 
+    from hypernet_d2.data.datasets import bccd
     from hypernet_d2.engine import setup_cfg
 
     if "MODEL.WEIGHTS" not in opts:
         return
     cfg = setup_cfg(argparse.Namespace(config_file=config, opts=opts))
     Path(cfg.MODEL.WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": build_model(cfg).state_dict()}, cfg.MODEL.WEIGHTS)
+    checkpoint = {"model": build_model(cfg).state_dict()}
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES == len(bccd.CLASSES):
+        checkpoint["class_names"] = list(bccd.CLASSES)
+    torch.save(checkpoint, cfg.MODEL.WEIGHTS)
 
 
 # What demo/walkthrough.py takes if no config is named: the model of make demo.
