@@ -44,8 +44,8 @@ TOLERANCE = 1e-3
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(
         __doc__,
-        "--config-file output/bccd/config.yaml --format onnx --output exported "
-        "MODEL.WEIGHTS output/bccd/model_final.pth",
+        "--config Digits-Detection/hypernet_R_18_demo --format onnx --output exported "
+        "--size 240 320 MODEL.WEIGHTS output/digits/model_final.pth",
     )
     add_config_arguments(parser)
     add_data_argument(parser)
