@@ -54,6 +54,15 @@ def add_hypernet_config(cfg: CN) -> None:
     # set, for instance to add classes later; otherwise the difference is an error.
     hyper.ALLOW_UNUSED_CLASSES = False
 
+    # ---- Tiles: detection in parts of large images, for evaluation and demo ---------------------
+    hyper.TILES = CN()
+    # Side of a tile in pixels of the image as it is in its file; 0 detects in the whole image at
+    # once. Each tile is resized by INPUT.MIN_SIZE_TEST and detected in alone.
+    # TEST.DETECTIONS_PER_IMAGE and MODEL.RPN.POST_NMS_TOPK_TEST limit each tile.
+    hyper.TILES.SIZE = 0
+    # Pixels by which neighboring tiles overlap; at least the side of most objects, less than SIZE.
+    hyper.TILES.OVERLAP = 128
+
     # ---- The hyper feature (paper 3.1) ---------------------------------------------------------
     hyper.FEATURE = CN()
     # Feature maps of the trunk that are fused, finest first. The paper: first, middle and last.

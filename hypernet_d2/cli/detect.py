@@ -59,6 +59,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--show", choices=VIEWS, default="detections", help="default: detections")
     add("--threshold", type=float, default=0.5, help="minimum score of a detection (default: 0.5)")
     add("--num-proposals", type=int, default=100, help="maximum of proposals (default: 100)")
+    add("--tile", type=int, metavar="SIZE", help="detect in tiles of this side, in large images")
+    add(
+        "--tile-overlap",
+        type=int,
+        metavar="PIXELS",
+        help="overlap of neighboring tiles (default: a fifth of the tile)",
+    )
     add(
         "--compare",
         nargs=2,
@@ -76,6 +83,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--num-proposals {args.num_proposals}: expected 1 or more")
     if args.json and (args.show != "detections" or args.compare):
         parser.error("--json writes one model's detections: leave out --show and --compare")
+    if args.tile is None and args.tile_overlap is not None:
+        parser.error("--tile-overlap needs --tile")
+    if args.tile is not None and args.show != "detections":
+        parser.error(f"--tile is for detections; leave out --show {args.show}")
+    if args.tile is not None and args.tile < 1:
+        parser.error(f"--tile {args.tile}: expected 1 or more pixels")
     if args.output.exists() and not args.output.is_dir():
         parser.error(f"--output {args.output}: is a file; expected a folder")
     try:
@@ -126,6 +139,12 @@ def demo_cfg(args: argparse.Namespace, config_file: str) -> CfgNode:
     cfg = setup_cfg(argparse.Namespace(config_file=config_file, opts=args.opts))
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.threshold
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.threshold
+    tiles = cfg.MODEL.HYPERNET.TILES
+    if args.show != "detections":
+        tiles.SIZE = 0
+    elif args.tile:
+        tiles.SIZE = args.tile
+        tiles.OVERLAP = args.tile // 5 if args.tile_overlap is None else args.tile_overlap
     return cfg
 
 

@@ -21,6 +21,7 @@ from hypernet_d2.engine import (
     add_data_argument,
     check_no_earlier_run,
     check_test_time_augmentation,
+    check_tiles,
     check_writable,
     launch,
     setup_cfg,
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace):
     cfg = setup_cfg(args)
     cfg.freeze()
     check_test_time_augmentation(cfg)
+    check_tiles(cfg)
     alternating = args.schedule == "alternating"
     if comm.is_main_process():
         if not args.eval_only and not args.resume:

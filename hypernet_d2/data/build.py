@@ -18,7 +18,7 @@ from detectron2.data.build import (
 )
 from torch.utils import data
 
-from .config_checks import check_keypoints, check_masks, warn_of_unfit_windows
+from .config_checks import check_keypoints, check_masks, warn_of_many_objects, warn_of_unfit_windows
 from .image_files import check_image_sizes
 from .load import check_registered, load_dataset
 from .proposals import add_proposals
@@ -48,6 +48,7 @@ def get_training_records(cfg: CfgNode) -> list[dict] | data.Dataset:
             raise ValueError(f"data set {name!r} has no annotations to train on (DATASETS.TRAIN)")
         check_masks(cfg, records, name)
         check_keypoints(cfg, records, name, train=True)
+        warn_of_many_objects(cfg, records, name)
     _check_same_classes(names)
     if cfg.MODEL.LOAD_PROPOSALS:
         _add_proposals(sets, cfg.DATASETS.PROPOSAL_FILES_TRAIN, names, "TRAIN")
@@ -74,6 +75,7 @@ def get_test_records(cfg: CfgNode, name: str) -> list[dict] | data.Dataset:
             raise ValueError(f"data set {name!r} has no image")
         check_image_sizes(records, name)
         check_keypoints(cfg, records, name, train=False)
+        warn_of_many_objects(cfg, records, name)
         if cfg.MODEL.LOAD_PROPOSALS:
             files = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
             _add_proposals([records], [files[name]] if name in files else [], [name], "TEST")

@@ -13,11 +13,19 @@ from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
 from pycocotools import mask as coco_mask
 
+from hypernet_d2.config import hypernet_node
 from hypernet_d2.utils.coco_json import join_first, shorten
+from hypernet_d2.utils.tiles import tile_boxes
 
 from .parts import has_parts
 
-__all__ = ["check_keypoint_settings", "check_keypoints", "check_masks", "warn_of_unfit_windows"]
+__all__ = [
+    "check_keypoint_settings",
+    "check_keypoints",
+    "check_masks",
+    "warn_of_many_objects",
+    "warn_of_unfit_windows",
+]
 
 _COCO_KEYPOINTS = 17
 
@@ -180,6 +188,47 @@ def warn_of_unfit_windows(cfg: CfgNode, records: list[dict], names: tuple[str, .
             f"size of {np.median(sides.prod(axis=1) ** 0.5):.0f} pixels in the network's input. "
             "hypernet-d2 suggest-windows finds sizes that fit"
         )
+
+
+def warn_of_many_objects(cfg: CfgNode, records: list[dict], name: str) -> None:
+    """Warn if an image has more objects than the model can find at test time.
+
+    The limits are ``TEST.DETECTIONS_PER_IMAGE`` and, for models that classify proposals,
+    ``MODEL.RPN.POST_NMS_TOPK_TEST``. With ``MODEL.HYPERNET.TILES`` they hold for each tile, and an
+    object counts in the tiles that its center lies in.
+    """
+    limits = {"TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE}
+    if cfg.MODEL.META_ARCHITECTURE != "RetinaNet" and not cfg.MODEL.LOAD_PROPOSALS:
+        limits["MODEL.RPN.POST_NMS_TOPK_TEST"] = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
+    tiles = hypernet_node(cfg).TILES
+    numbers = np.array([_most_objects(record, tiles) for record in records], dtype=int)
+    most = numbers.max(initial=0)
+    reached = {key: limit for key, limit in limits.items() if 0 <= limit < most}
+    if not reached:
+        return
+    file = os.path.basename(records[int(numbers.argmax())]["file_name"])
+    count = int((numbers > min(reached.values())).sum())
+    where = "a tile" if tiles.SIZE else "an image"
+    _warn_once(
+        f"data set {name!r}: up to {most} objects in {where} ({file}), but "
+        f"{' and '.join(f'{key} is {limit}' for key, limit in reached.items())}: in {count} of "
+        f"{len(records)} images some objects cannot be found; expected {most} or more"
+    )
+
+
+def _most_objects(record: dict, tiles: CfgNode) -> int:
+    """The number of objects of an image, or of its tile with the most."""
+    objects = [one for _, one in _objects([record])]
+    if not tiles.SIZE or not objects:
+        return len(objects)
+    boxes = [BoxMode.convert(one["bbox"], one["bbox_mode"], BoxMode.XYXY_ABS) for one in objects]
+    corners = np.array(boxes, dtype=float).reshape(-1, 2, 2)
+    centers = corners.mean(axis=1)
+    size = record["height"], record["width"]
+    return max(
+        int(((centers >= tile[:2]) & (centers < tile[2:])).all(axis=1).sum())
+        for tile in tile_boxes(size, tiles.SIZE, tiles.OVERLAP)
+    )
 
 
 def _sides_in_network_input(cfg: CfgNode, records: list[dict]) -> Iterator[tuple[float, float]]:

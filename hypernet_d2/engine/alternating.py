@@ -33,7 +33,7 @@ from hypernet_d2.checkpoint import OUTPUT_FILES, HyperNetCheckpointer
 from hypernet_d2.checkpoint.class_names import KEY as CLASS_NAMES
 from hypernet_d2.evaluation import build_evaluator
 
-from .checks import check_test_time_augmentation
+from .checks import check_test_time_augmentation, check_tiles
 from .proposal_writer import ProposalWriter
 from .trainer import Trainer
 
@@ -99,10 +99,12 @@ def train_alternating(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
 
     Raises:
         ValueError: the config's model does not propose regions by itself, or does not support
-            ``TEST.AUG.ENABLED``; or a test set cannot be evaluated, see :func:`build_evaluator`.
+            ``TEST.AUG.ENABLED`` or ``MODEL.HYPERNET.TILES``; or a test set cannot be evaluated,
+            see :func:`build_evaluator`.
     """
     _check_model(cfg)
     check_test_time_augmentation(cfg)
+    check_tiles(cfg)
     for name in cfg.DATASETS.TEST:  # before the steps, not after them
         build_evaluator(cfg, name)
     if not resume:
@@ -179,6 +181,7 @@ def _step_config(cfg: CfgNode, step: Step) -> CfgNode:
     # These concern the unified network.
     out.TEST.EXPECTED_RESULTS = []
     out.TEST.AUG.ENABLED = False
+    out.MODEL.HYPERNET.TILES.SIZE = 0
     if step.initial_modules:
         out.MODEL.WEIGHTS = os.path.join(out.OUTPUT_DIR, "model_init.pth")
     if step.proposals_of:

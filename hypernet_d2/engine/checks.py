@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from hypernet_d2.config import hypernet_node
 from hypernet_d2.data.parts import has_parts
+from hypernet_d2.utils.tiles import tile_boxes
 
-__all__ = ["check_num_classes", "check_test_time_augmentation"]
+__all__ = ["check_num_classes", "check_test_time_augmentation", "check_tiles"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,38 @@ def check_test_time_augmentation(cfg: CfgNode) -> None:
         raise ValueError(
             f"TEST.AUG.ENABLED is True, but test-time augmentation does not support "
             f"{', '.join(found)}; expected TEST.AUG.ENABLED False"
+        )
+
+
+def check_tiles(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: ``MODEL.HYPERNET.TILES`` is set for a model of other than boxes, or is out of
+            its range: 0 <= OVERLAP < SIZE.
+    """
+    tiles = hypernet_node(cfg).TILES
+    if not tiles.SIZE:
+        return
+    try:
+        tile_boxes((1, 1), tiles.SIZE, tiles.OVERLAP)
+    except ValueError as error:
+        raise ValueError(
+            f"MODEL.HYPERNET.TILES.SIZE {tiles.SIZE} and OVERLAP {tiles.OVERLAP}: {error}"
+        ) from error
+    unsupported = {
+        "MODEL.MASK_ON True": cfg.MODEL.MASK_ON,
+        "MODEL.KEYPOINT_ON True": cfg.MODEL.KEYPOINT_ON,
+        "MODEL.LOAD_PROPOSALS True": cfg.MODEL.LOAD_PROPOSALS,
+        "TEST.AUG.ENABLED True": cfg.TEST.AUG.ENABLED,
+        f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}": (
+            cfg.MODEL.META_ARCHITECTURE not in ("GeneralizedRCNN", "RetinaNet")
+        ),
+    }
+    found = [key for key, present in unsupported.items() if present]
+    if found:
+        raise ValueError(
+            f"MODEL.HYPERNET.TILES.SIZE is {tiles.SIZE}, but detection in tiles does not support "
+            f"{', '.join(found)}; expected MODEL.HYPERNET.TILES.SIZE 0"
         )
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata
 from detectron2.engine import DefaultPredictor
 
 from hypernet_d2.checkpoint import HyperNetCheckpointer, get_class_names
+from hypernet_d2.config import hypernet_node
 from hypernet_d2.data import load_dataset
 
 from .finite import raise_if_not_finite
+from .tiled import TiledDetector
 
 __all__ = ["Predictor"]
 
@@ -25,10 +29,12 @@ class Predictor(DefaultPredictor):
     checkpoint has, in the order of the model's class numbers. For a checkpoint without, they are
     those of the data set.
 
+    With ``MODEL.HYPERNET.TILES`` it detects in tiles, see :class:`TiledDetector`.
+
     Raises:
         FileNotFoundError: the file that ``MODEL.WEIGHTS`` names is missing.
         ValueError: ``MODEL.WEIGHTS`` is empty, of another model or not finite, or
-            ``DATASETS.TEST`` is empty.
+            ``DATASETS.TEST`` is empty; see also :func:`check_tiles`.
         FloatingPointError (when called): the features of the image are not finite.
     """
 
@@ -45,6 +51,16 @@ class Predictor(DefaultPredictor):
         self.model.backbone.register_forward_hook(raise_if_not_finite)
         HyperNetCheckpointer(self.model, strict=True).load(cfg.MODEL.WEIGHTS)
         self.metadata = self._metadata_of_model()
+        self._tiled = TiledDetector(cfg, self.model) if hypernet_node(cfg).TILES.SIZE else None
+
+    def __call__(self, original_image: np.ndarray) -> dict:
+        """The model's output for one image (H, W, 3), BGR, uint8; see detectron2's."""
+        if self._tiled is None:
+            return super().__call__(original_image)
+        image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
+        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        with torch.no_grad():
+            return self._tiled([{"image": tensor}])[0]
 
     def _metadata_of_model(self) -> Metadata:
         name = self.cfg.DATASETS.TEST[0]

@@ -37,10 +37,11 @@ from hypernet_d2.data.parts import has_parts
 from hypernet_d2.evaluation import ProposalRecallEvaluator, build_evaluator, map_classes
 from hypernet_d2.modeling.proposal_generator import proposal_network
 
-from .checks import check_num_classes, check_test_time_augmentation
+from .checks import check_num_classes, check_test_time_augmentation, check_tiles
 from .finite import LossCheck
 from .host_memory import HostMemory
 from .sigterm import ExitOnSigterm
+from .tiled import TiledDetector
 
 __all__ = ["Trainer"]
 
@@ -57,7 +58,7 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError, FileNotFoundError: a data set or the config does not fit; see
                 :func:`hypernet_d2.data.load_dataset`, :mod:`hypernet_d2.data.config_checks`,
-                :func:`build_evaluator`, :func:`check_num_classes` and
+                :func:`build_evaluator`, :func:`check_num_classes`, :func:`check_tiles` and
                 :func:`check_test_time_augmentation`.
         """
         # DefaultTrainer's constructor, step by step: it has no argument for the options of
@@ -66,6 +67,7 @@ class Trainer(DefaultTrainer):
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
         check_test_time_augmentation(cfg)
+        check_tiles(cfg)
         check_keypoint_settings(cfg)
         for name in cfg.DATASETS.TEST:  # before training, not after it
             get_test_records(cfg, name)
@@ -211,9 +213,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        """The stock loader; an image that cannot be read is named."""
+        """The stock loader; an image that cannot be read is named.
+
+        With ``MODEL.HYPERNET.TILES`` the images are not resized, as :class:`TiledDetector` expects.
+        """
         check_keypoint_settings(cfg)
-        loader = build_test_loader(cfg, dataset_name, NamedErrorDatasetMapper(cfg, False))
+        options = {"augmentations": []} if cfg.MODEL.HYPERNET.TILES.SIZE else {}
+        mapper = NamedErrorDatasetMapper(cfg, False, **options)
+        loader = build_test_loader(cfg, dataset_name, mapper)
         check_num_classes(cfg, [dataset_name])
         return loader
 
@@ -228,12 +235,16 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
         """The stock evaluation, which also writes ``OUTPUT_DIR/results.json``.
 
-        Classes are matched by name, see :func:`hypernet_d2.evaluation.map_classes`.
+        Classes are matched by name, see :func:`hypernet_d2.evaluation.map_classes`. With
+        ``MODEL.HYPERNET.TILES`` the model detects in tiles, see :class:`TiledDetector`.
         The file holds the latest evaluation: {data set: {task: {metric: value}}}, null for NaN.
         """
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-        results = super().test(cfg, model, map_classes(cfg, model, evaluators))
+        evaluators = map_classes(cfg, model, evaluators)
+        if cfg.MODEL.HYPERNET.TILES.SIZE:
+            model = TiledDetector(cfg, model)
+        results = super().test(cfg, model, evaluators)
         names = cfg.DATASETS.TEST
         if any(results.values()) and comm.is_main_process():
             by_dataset = {names[0]: results} if len(names) == 1 else results
@@ -250,7 +261,11 @@ class Trainer(DefaultTrainer):
         Args:
             cfg: see :func:`hypernet_d2.evaluation.proposal_evaluation_cfg`.
             model: a detector with its weights, built from that config.
+
+        Raises:
+            ValueError: ``MODEL.HYPERNET.TILES`` is set.
         """
+        check_tiles(cfg)
         evaluators = [ProposalRecallEvaluator(name, cfg.OUTPUT_DIR) for name in cfg.DATASETS.TEST]
         return super().test(cfg, proposal_network(model), evaluators)
 

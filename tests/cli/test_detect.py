@@ -106,6 +106,26 @@ def test_detections_in_json_are_the_predictors(demo, model, tmp_path):
         assert one["score"] == pytest.approx(float(score))
 
 
+def test_tiles_are_those_of_the_command_line(demo, model, tmp_path):
+    words = ["--input", write_image(tmp_path / "x.png"), "--output", str(tmp_path / "out")]
+    found = {}
+    for tiles in ("", "--tile 80", "--tile 50", "--tile 50 --tile-overlap 10"):
+        file = tmp_path / "found.json"
+        assert demo["main"]([*model, *words, "--json", str(file), *tiles.split()]) == 0
+        found[tiles] = json.loads(file.read_text())["annotations"]
+    assert len(found[""]) > 0
+    assert found["--tile 80"] == found[""]  # one tile
+    assert found["--tile 50"] == found["--tile 50 --tile-overlap 10"] != found[""]
+    args = demo["parse_args"]([*model, *words, "--tile", "50", "--tile-overlap", "50"])
+    with pytest.raises(ValueError, match="SIZE 50 and OVERLAP 50"):
+        demo["build_viewer"](args)
+    args = demo["parse_args"](
+        [*model, *words, "--show", "features", "--opts", "MODEL.HYPERNET.TILES.SIZE", "50"]
+    )
+    predictor, _ = demo["build_viewer"](args)
+    assert predictor.cfg.MODEL.HYPERNET.TILES.SIZE == 0
+
+
 def test_video_is_written_frame_by_frame(demo, model, tmp_path):
     video, file = write_video(tmp_path / "clip.avi"), tmp_path / "found.json"
     words = ["--input", video, "--output", str(tmp_path / "out"), "--json", str(file)]
@@ -228,6 +248,9 @@ def test_two_models_side_by_side(demo, model, tmp_path):
         (["--input", "{image}", "--num-proposals", "0"], "expected 1 or more"),
         (["--input", "{image}", "--json", "x", "--show", "features"], "leave out --show"),
         (["--input", "{image}", "--webcam"], "not allowed with"),
+        (["--input", "{image}", "--tile", "0"], "--tile 0: expected 1 or more"),
+        (["--input", "{image}", "--tile-overlap", "9"], "--tile-overlap needs --tile"),
+        (["--input", "{image}", "--tile", "9", "--show", "features"], "leave out --show features"),
     ],
 )
 def test_wrong_words_are_named(demo, tmp_path, capsys, words, message):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
-from tests.helpers import tiny_cfg, write_voc
+from tests.helpers import logged_by, tiny_cfg, write_voc
 
 pytestmark = pytest.mark.detectron2
 
@@ -100,3 +102,45 @@ def test_a_sampler_that_reads_unchecked_data_is_refused(register):
     cfg = tiny_cfg("DATASETS.TRAIN", (name,), "DATALOADER.SAMPLER_TRAIN", "WeightedTrainingSampler")
     with pytest.raises(ValueError, match="SAMPLER_TRAIN is 'WeightedTrainingSampler', expected"):
         build_train_loader(cfg, dict)
+
+
+MANY = ("TEST.DETECTIONS_PER_IMAGE", 5, "MODEL.RPN.POST_NMS_TOPK_TEST", 3)
+
+
+def repeated(records):
+    """Six objects in the first image, three in the second, none in the others."""
+    numbers = [6, 3, *[0] * len(records)]
+    for record, number in zip(records, numbers, strict=False):
+        one = record["annotations"][0]
+        boxes = [[10 * i, 10 * i, 10 * i + 8, 10 * i + 8] for i in range(number)]
+        record["annotations"] = [{**one, "bbox": box} for box in boxes]
+        record["annotations"].append({**one, "iscrowd": 1})
+    return records
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (MANY, ": up to 6 objects in an image (000.jpg), but TEST.DETECTIONS_PER_IMAGE is 5 "
+               "and MODEL.RPN.POST_NMS_TOPK_TEST is 3: in 1 of 3 images some objects cannot be "
+               "found; expected 6 or more"),
+        (("TEST.DETECTIONS_PER_IMAGE", -1, "MODEL.RPN.POST_NMS_TOPK_TEST", 2),
+         "but MODEL.RPN.POST_NMS_TOPK_TEST is 2: in 2 of 3 images"),
+        (("TEST.DETECTIONS_PER_IMAGE", 6, "MODEL.RPN.POST_NMS_TOPK_TEST", 6), None),
+        ((*MANY, "MODEL.META_ARCHITECTURE", "RetinaNet"), "but TEST.DETECTIONS_PER_IMAGE is 5: "),
+        # The objects lie along the diagonal.
+        ((*MANY, "MODEL.HYPERNET.TILES.SIZE", 44, "MODEL.HYPERNET.TILES.OVERLAP", 24),
+         "up to 4 objects in a tile (000.jpg), but MODEL.RPN.POST_NMS_TOPK_TEST is 3"),
+    ],
+)  # fmt: skip
+def test_more_objects_than_can_be_found_are_told_with_the_numbers(request, register, opts, message):
+    from hypernet_d2.data.build import get_test_records, get_training_records
+
+    name = register(request.node.name, repeated)  # each message is logged once in a process
+    cfg = tiny_cfg("DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,), *opts)
+    with logged_by("hypernet_d2.data.config_checks", logging.WARNING) as messages:
+        get_test_records(cfg, name)
+        get_training_records(cfg)
+    found = [text for text in messages if "cannot be found" in text]
+    assert len(found) == (message is not None)
+    assert message is None or message in found[0]

@@ -69,6 +69,7 @@ def load(args: argparse.Namespace) -> Predictor:
     """
     cfg = setup_cfg(args)
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.threshold
+    cfg.MODEL.HYPERNET.TILES.SIZE = 0  # the stages are those of the whole image
     predictor = Predictor(cfg)
     model = predictor.model
     for key, part, expected in (

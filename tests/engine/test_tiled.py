@@ -1,0 +1,181 @@
+"""Detection in tiles: evaluation and predictor, against a detector that finds all it sees."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.helpers import tiny_cfg
+
+pytestmark = pytest.mark.detectron2
+
+SIZE = (200, 330)
+TILES = ("MODEL.HYPERNET.TILES.SIZE", 96, "MODEL.HYPERNET.TILES.OVERLAP", 32)
+
+
+def write_scene(root: Path, number: int) -> tuple[Path, np.ndarray]:
+    """A picture of rectangles of up to 32 pixels, each of its own gray value, and its json."""
+    rng = np.random.default_rng(0)
+    picture = np.zeros(SIZE, np.uint8)
+    boxes: list[list[int]] = []
+    while len(boxes) < number:
+        w, h = rng.integers(8, 33, 2)
+        x, y = rng.integers(0, SIZE[1] - w), rng.integers(0, SIZE[0] - h)
+        if not picture[y : y + h, x : x + w].any():
+            boxes.append([int(v) for v in (x, y, w, h)])
+            picture[y : y + h, x : x + w] = len(boxes)
+    Image.fromarray(picture).save(root / "scene.png")
+    objects = [
+        {"id": i + 1, "image_id": 1, "category_id": 1, "bbox": box, "area": box[2] * box[3],
+         "iscrowd": 0}
+        for i, box in enumerate(boxes)
+    ]  # fmt: skip
+    content = {
+        "images": [{"id": 1, "file_name": "scene.png", "height": SIZE[0], "width": SIZE[1]}],
+        "categories": [{"id": 1, "name": "rectangle"}],
+        "annotations": objects,
+    }
+    (root / "labels.json").write_text(json.dumps(content))
+    return root / "labels.json", picture
+
+
+class FindsGrayValues(torch.nn.Module):
+    """Detects the rectangle of each gray value, with its visible area as the score."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches: list[int] = []
+
+    def forward(self, inputs: list[dict]) -> list[dict]:
+        from detectron2.structures import Boxes, Instances
+
+        self.batches.append(len(inputs))
+        outputs = []
+        for one in inputs:
+            assert one["image"].shape[1:] == (one["height"], one["width"])
+            boxes, scores = [], []
+            for value in one["image"][0].unique():
+                y, x = torch.nonzero(one["image"][0] == value, as_tuple=True)
+                if value:
+                    boxes.append([x.min(), y.min(), x.max() + 1, y.max() + 1])
+                    scores.append(len(x) / 2000)
+            found = Instances((one["height"], one["width"]))
+            found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+            found.scores = torch.tensor(scores)
+            found.pred_classes = torch.zeros(len(boxes), dtype=torch.int64)
+            outputs.append({"instances": found})
+        return outputs
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """The name of a registered set of one picture with 40 objects."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data.datasets import register_coco_instances
+
+    file, _ = write_scene(tmp_path, 40)
+    register_coco_instances("scene", {}, str(file), str(tmp_path))
+    yield "scene"
+    DatasetCatalog.pop("scene")
+    MetadataCatalog.pop("scene")
+
+
+def test_evaluation_through_tiles_finds_each_object_once(scene, tmp_path):
+    from hypernet_d2.engine import Trainer
+
+    cfg = tiny_cfg("DATASETS.TRAIN", (scene,), "DATASETS.TEST", (scene,), *TILES)
+    cfg.INPUT.MIN_SIZE_TEST = 0  # tiles are not resized, so that gray values stay
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
+    cfg.OUTPUT_DIR = str(tmp_path)
+    model = FindsGrayValues().eval()
+    results = Trainer.test(cfg, model)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert model.batches == [4, 4, 4, 3]  # 5 x 3 tiles
+    assert not model.training
+    found = json.loads((tmp_path / "inference/coco_instances_results.json").read_text())
+    assert len(found) == 40
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    """A tiny model with random weights."""
+    from detectron2.modeling import build_model
+
+    path = tmp_path_factory.mktemp("model") / "model.pth"
+    torch.manual_seed(0)
+    torch.save({"model": build_model(tiny_cfg()).state_dict()}, path)
+    return str(path)
+
+
+def predictor(weights: str, *opts):
+    from hypernet_d2.engine import Predictor
+
+    cfg = tiny_cfg("MODEL.WEIGHTS", weights, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, *opts)
+    return Predictor(cfg)
+
+
+@pytest.mark.parametrize("input_format", ["BGR", "RGB"])
+def test_an_image_of_one_tile_has_exactly_the_plain_detections(weights, input_format):
+    image = np.random.default_rng(0).integers(0, 255, (70, 96, 3), dtype=np.uint8)
+    plain = predictor(weights, "INPUT.FORMAT", input_format)(image)["instances"]
+    tiled = predictor(weights, "INPUT.FORMAT", input_format, *TILES)(image)["instances"]
+    assert len(plain) and plain.image_size == tiled.image_size
+    assert torch.equal(plain.pred_boxes.tensor, tiled.pred_boxes.tensor)
+    assert torch.equal(plain.scores, tiled.scores)
+    assert torch.equal(plain.pred_classes, tiled.pred_classes)
+
+
+def test_the_tiles_of_an_image_are_detected_in_as_images_of_their_own(weights):
+    from hypernet_d2.utils.tiles import merge_detections, tile_boxes
+
+    image = np.random.default_rng(0).integers(0, 255, (96, 160, 3), dtype=np.uint8)
+    tiles = tile_boxes((96, 160), 96, 32)
+    plain = predictor(weights)
+    found = []
+    for x1, y1, x2, y2 in tiles:
+        part = plain(image[y1:y2, x1:x2])["instances"]
+        values = part.pred_boxes.tensor, part.scores, part.pred_classes
+        found.append([value.numpy() for value in values])
+    boxes, scores, classes = merge_detections(found, tiles, (96, 160))
+    tiled = predictor(weights, *TILES)(image)["instances"]
+    assert len(tiled) and tiled.image_size == (96, 160)
+    # Batches of tiles round differently.
+    np.testing.assert_allclose(tiled.scores, scores, atol=1e-5)
+    np.testing.assert_allclose(tiled.pred_boxes.tensor, boxes, atol=1e-2)
+    assert tiled.pred_classes.tolist() == classes.tolist()
+
+
+def test_a_line_of_5000_pixels(weights):
+    line = np.random.default_rng(0).integers(0, 255, (1, 5000, 3), dtype=np.uint8)
+    found = predictor(weights, *TILES)(line)["instances"]
+    assert found.image_size == (1, 5000)
+    assert torch.isfinite(found.pred_boxes.tensor).all()
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.MASK_ON", True], r"does not support MODEL.MASK_ON True; expected .*SIZE 0"),
+        (["MODEL.KEYPOINT_ON", True], "does not support MODEL.KEYPOINT_ON True"),
+        (["MODEL.LOAD_PROPOSALS", True], "does not support MODEL.LOAD_PROPOSALS True"),
+        (["TEST.AUG.ENABLED", True], "does not support TEST.AUG.ENABLED True"),
+        (["MODEL.META_ARCHITECTURE", "ProposalNetwork"], "META_ARCHITECTURE 'ProposalNetwork'"),
+        (["MODEL.HYPERNET.TILES.OVERLAP", 96], "SIZE 96 and OVERLAP 96: .*expected 0 to 95"),
+        (["MODEL.HYPERNET.TILES.SIZE", -1], "SIZE -1 .*the tile's side is -1 pixels"),
+    ],
+)
+def test_what_tiles_do_not_support_is_refused_at_the_start(opts, message):
+    from hypernet_d2.engine import TiledDetector, Trainer
+
+    cfg = tiny_cfg(*TILES, *opts)
+    with pytest.raises(ValueError, match=message):
+        Trainer(cfg)
+    with pytest.raises(ValueError, match=message):
+        TiledDetector(cfg, torch.nn.Identity())
+    with pytest.raises(ValueError, match=message):
+        Trainer.test_proposals(cfg, None)
