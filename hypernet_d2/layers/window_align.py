@@ -62,12 +62,13 @@ def align_weights(
     count = max(samples, 1)
     within = (np.arange(samples).astype(dtype) + half) * size / np.array([count], dtype)
     bin_start = start[:, None] + np.arange(bins).astype(dtype) * size
-    position = torch.tensor(bin_start[:, :, None] + within[:, None, :])  # (n, P, samples), in cells
+    position = bin_start[:, :, None] + within[:, None, :]  # (n, P, samples), in cells
+    position = torch.tensor(position, dtype=torch.float64)
     cells = torch.tensor(first[:, None] - 1 + np.arange(extent + 1))  # (n, extent + 1)
 
     # A sample up to one cell outside the map has the value of the border; farther out it is 0.
     exists = (position >= -1) & (position <= length)
-    position = position.clamp(min=0).minimum(torch.full((), length - 1, dtype=position.dtype))
+    position = position.clamp(min=0).minimum(torch.full((), length - 1, dtype=torch.float64))
     weights = (1 - (position[..., None] - cells[:, None, None]).abs()).clamp(min=0)
     return (weights * exists[..., None]).sum(dim=2) / count
 
