@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
+import logging
 import re
 import sys
 import warnings
@@ -68,7 +69,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
 # What a wrong argument, config, file or data set raises. AssertionError is detectron2's choice.
 USER_ERRORS = (
     ValueError,
-    LookupError,
+    KeyError,
     OSError,
     ImportError,
     FloatingPointError,
@@ -80,6 +81,8 @@ TRACEBACK = "Traceback (most recent call last):\n"
 # Printed when detectron2 is imported. The package hides it, too, but the processes of a distributed
 # training import detectron2 before the package, and this module before both.
 warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
+# It warns that a function was renamed, whenever detectron2's ROIPooler runs.
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
 class OneLineErrorParser(argparse.ArgumentParser):
@@ -142,7 +145,8 @@ def user_message(error: Exception) -> str | None:
         return None
     if TRACEBACK in message:  # from a worker of a data loader
         message = last_exception(message)[1]
-    if not message and issubclass(kind, AssertionError):
+    # Without a sentence these two are a fault of the program.
+    if issubclass(kind, (AssertionError, KeyError)) and " " not in message:
         return None
     return " ".join(message.split()) or kind.__name__
 

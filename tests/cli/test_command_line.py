@@ -65,7 +65,16 @@ def test_debug_does_not_reach_the_command_and_its_status_is_returned():
     assert run(fails_with(KeyboardInterrupt()), []) == 130
 
 
-@pytest.mark.parametrize("error", [TypeError("a fault"), AssertionError(), RuntimeError("a fault")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        TypeError("a fault"),
+        AssertionError(),
+        RuntimeError("a fault"),
+        KeyError("res2"),
+        IndexError("list index out of range"),
+    ],
+)
 def test_a_fault_of_the_program_keeps_its_traceback(error):
     with pytest.raises(type(error)):
         run(fails_with(error), [])
