@@ -48,7 +48,7 @@ SHRUNKEN = [
     "INPUT.MAX_SIZE_TEST", 128,
     "SOLVER.MAX_ITER", 2,
     "SOLVER.STEPS", (),
-    "SOLVER.BASE_LR", 1e-7,  # random weights under frozen normalisation have huge activations
+    "SOLVER.BASE_LR", 1e-7,  # random weights under frozen normalization have huge activations
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,  # so that there is something to evaluate
 ]  # fmt: skip
 

@@ -75,7 +75,7 @@ class StagedTrunk(Backbone):
         return max(self._out_feature_strides[name] for name in self.stages)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Image (N, C, H, W), normalised, to {stage: (N, channels, H // stride, W // stride)}."""
+        """Image (N, C, H, W), normalized, to {stage: (N, channels, H // stride, W // stride)}."""
         if x.dim() != 4:
             raise ValueError(
                 f"{type(self).__name__} takes (N, C, H, W), got a tensor of shape {tuple(x.shape)}"

@@ -288,7 +288,7 @@ def test_small_boxes_count_in_proportion_to_their_area():
     assert heat_map_loss(logits, targets, torch.zeros(4)) == 0
 
 
-def test_keypoints_are_decoded_and_learnt_in_the_expanded_box():
+def test_keypoints_are_decoded_and_learned_in_the_expanded_box():
     from detectron2.structures import Keypoints
     from detectron2.utils.events import EventStorage
 
@@ -417,7 +417,7 @@ def test_hypernet_roi_heads_hand_on_maps_that_the_box_head_does_not_read():
         assert list(hyper.backbone(torch.zeros(1, 3, 32, 32))) == ["hyper", "res2"]
 
 
-def test_maps_are_normalised_where_a_trunk_is_not():
+def test_maps_are_normalized_where_a_trunk_is_not():
     model = build("mask", "MODEL.HYPERNET.HYPERCOLUMN.NORM", "LN").eval()
     image = [{"image": torch.rand(3, 64, 96) * 255}]
     head, seen = model.roi_heads.mask_head.predictor, []
