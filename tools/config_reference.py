@@ -15,8 +15,8 @@ SECTION = re.compile(r"# ---- (.+?) -+$")
 HEAD = f"""# Configuration
 
 `hypernet_d2.add_hypernet_config(cfg)` adds the node `{NODE}`; the defaults are the paper's
-settings. `hypernet_d2/config.py` says more about each key; `python tools/config_reference.py`
-writes this page from it.
+settings. `hypernet_d2/config.py`, from which `python tools/config_reference.py` writes this page,
+says more about each key, and lists the keys of detectron2 that HyperNet reads.
 """
 
 
@@ -70,8 +70,8 @@ def comment_above(lines: list[str], line_number: int) -> tuple[str, str]:
     return section, " ".join(comment)
 
 
-def to_markdown(keys: list[Key], docstring: str) -> str:
-    """A list for each node, with the first sentence about each key, and the file's docstring."""
+def to_markdown(keys: list[Key]) -> str:
+    """A list for each node, with the first sentence about each key."""
     parts, heading = [HEAD], ""
     for key in keys:
         node, _, name = key.name.rpartition(".")
@@ -80,13 +80,11 @@ def to_markdown(keys: list[Key], docstring: str) -> str:
             parts.append(heading)
         first = key.meaning.partition(". ")[0].rstrip(".")
         parts.append(f"- `{name}` = `{key.default}`: {first}.\n")
-    stock = docstring.partition("\n\n")[2].strip().replace("``", "`")
-    return "".join([*parts, f"\n## Keys of detectron2\n\n{stock}\n"])
+    return "".join(parts)
 
 
 def reference() -> str:
-    source = SOURCE.read_text(encoding="utf-8")
-    return to_markdown(read_keys(source), ast.get_docstring(ast.parse(source)))
+    return to_markdown(read_keys(SOURCE.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
