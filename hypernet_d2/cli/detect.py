@@ -124,7 +124,7 @@ def find_inputs(inputs: list[str]) -> list[Path]:
 
 def build_viewer(args: argparse.Namespace) -> tuple[Predictor, Viewer]:
     """The first model, and the function that draws an image with it, or with both models."""
-    register_data(args.data)
+    args.data = register_data(args.data)  # once, for both models
     first = Predictor(demo_cfg(args, args.config_file))
     if not args.compare:
         return first, partial(VIEWS[args.show], first, args)
@@ -135,8 +135,7 @@ def build_viewer(args: argparse.Namespace) -> tuple[Predictor, Viewer]:
 
 
 def demo_cfg(args: argparse.Namespace, config_file: str) -> CfgNode:
-    # Without args.data: registering a data set twice is an error.
-    cfg = setup_cfg(argparse.Namespace(config_file=config_file, opts=args.opts))
+    cfg = setup_cfg(argparse.Namespace(config_file=config_file, opts=args.opts, data=args.data))
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.threshold
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.threshold
     tiles = cfg.MODEL.HYPERNET.TILES

@@ -41,7 +41,10 @@ MAX_PRINTED = 20  # suspicious boxes
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(__doc__, "--dataset digits_val --output output/digits_val")
-    parser.add_argument("--dataset", required=True, help="name of the registered data set")
+    parser.add_argument(
+        "--dataset",
+        help="name of the registered data set (default: the training set of --data PATH)",
+    )
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--output", type=Path, metavar="FOLDER", help="folder for the pictures")
     task.add_argument("--check-images", action="store_true", help="only read all images")
@@ -221,7 +224,10 @@ def draw(record: dict, odd: dict[int, str], metadata: Metadata) -> np.ndarray:
 def main(argv: list[str] | None = None) -> int:
     """Return 1 if ``--check-images`` found an image that cannot be used, else 0."""
     args = parse_args(argv)
-    register_data(args.data)
+    data = register_data(args.data)
+    args.dataset = args.dataset or next(iter(data.train), None)
+    if args.dataset is None:
+        raise ValueError("expected --dataset NAME, or --data with a folder, a yaml or a json")
     records, metadata = load(args.dataset), MetadataCatalog.get(args.dataset)
     if args.check_images:
         return check_images(records, args.dataset)

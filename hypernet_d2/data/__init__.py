@@ -14,7 +14,10 @@ __all__ = [
     "load_dataset",
     "load_part_labels",
     "load_voc_style",
+    "load_yolo_style",
+    "register_own_data",
     "register_voc_style",
+    "register_yolo_style",
 ]
 
 try:
@@ -24,7 +27,9 @@ except ImportError:  # raised again by __getattr__
 else:
     from .dataset_mapper import NamedErrorDatasetMapper
     from .datasets import builtin  # noqa: F401  (importing registers)
+    from .datasets.own_data import register_own_data
     from .datasets.voc_style import load_voc_style, register_voc_style
+    from .datasets.yolo_style import load_yolo_style, register_yolo_style
     from .load import check_registered, load_dataset
     from .parts import PartDatasetMapper, load_part_labels
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import runpy
 import traceback
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils import comm
 
 from hypernet_d2.config import add_hypernet_config, default_device
+from hypernet_d2.data.datasets.own_data import OwnData, register_own_data
 from hypernet_d2.utils.files import similar_files
 
 from .config_file import check_config_file, check_option_keys
@@ -21,43 +22,61 @@ logger = logging.getLogger(__name__)
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--data FILE``, a Python file for `register_data`."""
+    """Add ``--data PATH``, for `register_data`."""
     parser.add_argument(
         "--data",
-        metavar="FILE",
-        help="Python file that registers your data sets in detectron2's DatasetCatalog",
+        metavar="PATH",
+        help="your data: a folder, YOLO's data.yaml, COCO's json, or a Python file that registers "
+        "your data sets in detectron2's DatasetCatalog. Unless it is a Python file, it is "
+        "registered as my_train, my_val and my_test, and DATASETS.TRAIN, DATASETS.TEST and "
+        "MODEL.ROI_HEADS.NUM_CLASSES are set from it",
     )
 
 
-def register_data(file: str | None) -> None:
-    """Run the Python file that registers the user's data sets, if there is one.
+def register_data(path: str | OwnData | None) -> OwnData:
+    """Register the user's data sets, see :func:`hypernet_d2.data.register_own_data`.
+
+    Args:
+        path: of the data; what an earlier call returned, for data that is registered; or None.
+
+    Returns:
+        The names of the sets and of the classes. They are empty for a Python file and for None.
 
     Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: it is not a Python file, or has an error of Python, whose line is named.
+        FileNotFoundError: the path does not exist.
+        ValueError: see `register_own_data`; or a Python file has an error of Python, whose line is
+            named.
     """
-    if file is None:
-        return
-    if not Path(file).is_file():
+    if path is None:
+        return OwnData()
+    if isinstance(path, OwnData):
+        return path
+    if not Path(path).expanduser().exists():
         raise FileNotFoundError(
-            f"--data {file}: no such file, expected a Python file{similar_files(file)}"
+            f"--data {path}: no such file or folder, expected a Python file or your data"
+            f"{similar_files(path)}"
         )
-    if Path(file).suffix != ".py":
-        raise ValueError(f"--data {file}: expected a Python file, which registers the data sets")
     try:
-        runpy.run_path(file)
+        data = register_own_data(path)
     except SyntaxError as error:
         raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     except (AttributeError, NameError, TypeError) as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-        raise ValueError(f"{file}, line {lines[-1]}: {type(error).__name__}: {error}") from error
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        if not lines:  # not in the user's Python file
+            raise
+        raise ValueError(f"{path}, line {lines[-1]}: {type(error).__name__}: {error}") from error
+    if data.summary and comm.is_main_process():
+        print(data.summary)  # commands set up their logging later, or not at all
+    return data
 
 
 def setup_cfg(args: argparse.Namespace) -> CfgNode:
     """The config of ``args.config_file`` with ``args.opts`` merged in, not frozen.
 
-    If ``args`` has ``data``, `register_data` runs that file first. Each process of a distributed
-    training calls this, so that each has the data sets.
+    If ``args`` has ``data``, `register_data` registers it first. Each process of a distributed
+    training calls this, so that each has the data sets. Unless the data is a Python file,
+    ``DATASETS.TRAIN``, ``DATASETS.TEST`` and ``MODEL.ROI_HEADS.NUM_CLASSES`` are those of the data;
+    ``args.opts`` may set them otherwise.
 
     detectron2's default device is "cuda"; without a GPU it is changed to "cpu".
 
@@ -67,7 +86,7 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
             key that does not exist; the options are not pairs, or an argument such as --data
             follows them; or a value has the wrong type.
     """
-    register_data(getattr(args, "data", None))
+    data = register_data(getattr(args, "data", None))
     cfg = get_cfg()
     add_hypernet_config(cfg)
     if args.config_file:
@@ -76,6 +95,9 @@ def setup_cfg(args: argparse.Namespace) -> CfgNode:
             cfg.merge_from_file(args.config_file)
         except (ValueError, KeyError, AssertionError) as error:  # a value of another type
             raise ValueError(f"{args.config_file}: {error}") from error
+    if data.train:
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = data.train, data.test
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.classes)
     opts = list(args.opts or [])
     misplaced = next((word for word in opts if word.startswith("--")), None)
     if misplaced is not None:

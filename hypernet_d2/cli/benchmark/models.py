@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from hypernet_d2.config import default_device
+from hypernet_d2.data.datasets.own_data import OwnData
 from hypernet_d2.engine import add_data_argument, register_data, setup_cfg
 
 from ..arguments import find_config
@@ -62,9 +63,9 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     for name, number in [*numbers.items(), *(("--size", side) for side in args.size or ())]:
         if number is not None and number < 1:
             parser.error(f"{name}: expected 1 or more")
-    register_data(args.data)
+    data = register_data(args.data)
     words = [args.config_file, *args.against]
-    args.contenders = [_contender(shlex.split(text), args.opts) for text in words]
+    args.contenders = [_contender(shlex.split(text), args.opts, data) for text in words]
     names = [contender.name for contender in args.contenders]
     if len(set(names)) < len(names):
         raise ValueError(f"contenders need distinct names; got {names} (NAME=CONFIG names one)")
@@ -74,14 +75,15 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         torch.set_num_threads(args.threads)
 
 
-def _contender(words: list[str], shared: list[str]) -> Contender:
+def _contender(words: list[str], shared: list[str], data: OwnData) -> Contender:
     if not words:
         raise ValueError("a contender is empty; expected [NAME=]CONFIG [KEY VALUE ...]")
     name, is_named, config = words[0].rpartition("=")
     opts = words[1:]
     path = find_config(config)
     fixed = ["MODEL.DEVICE", default_device(), "VIS_PERIOD", "0"]
-    cfg = setup_cfg(argparse.Namespace(config_file=path, opts=[*fixed, *shared, *opts]))
+    opts_of_all = [*fixed, *shared, *opts]
+    cfg = setup_cfg(argparse.Namespace(config_file=path, opts=opts_of_all, data=data))
     if not is_named:
         pairs = zip(opts[::2], opts[1::2], strict=True)
         name = " ".join([Path(path).stem, *(f"{k.rpartition('.')[2]}={v}" for k, v in pairs)])

@@ -1,1 +1,1 @@
-"""Data sets: BCCD, the generated digits, and any set in VOC layout."""
+"""Data sets: BCCD, the generated digits, and sets in the layouts of VOC, YOLO and COCO."""

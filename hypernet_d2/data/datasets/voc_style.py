@@ -11,16 +11,17 @@ count when the set is loaded, before any training.
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from hypernet_d2.data.checks import log_odd_boxes
 from hypernet_d2.utils.coco_json import is_outside_folder
 from hypernet_d2.utils.images import image_size
+
+from .common import check_classes, clip_box, register_set
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 STARTS_AT_0 = "with a corner at 0, but VOC counts from 1 (one_based=False reads xml from 0)"
@@ -55,7 +56,7 @@ def register_voc_style(
         ValueError: the classes are not distinct names, the year is neither 2007 nor 2012, or
             another set has the name.
     """
-    classes = _check_classes(classes)
+    classes = check_classes(classes)
     if year not in (2007, 2012):
         raise ValueError(f"year of data set {name!r} is {year!r}, expected 2007 or 2012")
     metadata = {
@@ -66,23 +67,13 @@ def register_voc_style(
         "one_based": one_based,
         "evaluator_type": "coco",
     }
-    if name in DatasetCatalog:
-        known = MetadataCatalog.get(name)
-        if any(known.get(key) != value for key, value in metadata.items()):
-            raise ValueError(
-                f"data set {name!r} is registered already, with root {known.get('dirname')!r}, "
-                f"split {known.get('split')!r} and classes {known.get('thing_classes')}; "
-                "expected another name, or the same root, split and classes"
-            )
-        return
 
     def load(keep_odd_boxes: bool = False) -> list[dict]:
         return load_voc_style(
             root, split, classes, one_based=one_based, keep_odd_boxes=keep_odd_boxes
         )
 
-    MetadataCatalog.get(name).set(**metadata)
-    DatasetCatalog.register(name, load)
+    register_set(name, load, metadata)
 
 
 def load_voc_style(
@@ -129,27 +120,57 @@ def load_voc_style(
             declares a document type, its size is missing or is not that of the image, a class is
             not in ``classes``, or a coordinate is missing or no number.
     """
-    classes = _check_classes(classes)
+    classes = check_classes(classes)
     root = Path(root).expanduser()
     split_file = root / "ImageSets" / "Main" / f"{split}.txt"
+    entries = _find_files(root, read_split(split_file), split_file)
+    return load_voc_entries(
+        entries,
+        classes,
+        str(split_file),
+        f" in {root / 'Annotations'}",
+        one_based=one_based,
+        keep_odd_boxes=keep_odd_boxes,
+    )
+
+
+def load_voc_entries(
+    entries: Iterable[tuple[str, Path, list[Path]]],
+    classes: tuple[str, ...],
+    source: str,
+    where: str = "",
+    *,
+    one_based: bool = True,
+    keep_odd_boxes: bool = False,
+) -> list[dict]:
+    """`load_voc_style` for xml and images in any folders.
+
+    Args:
+        entries: (id, xml file, its images, of which the xml names one if there are several).
+        classes, one_based, keep_odd_boxes: as in `load_voc_style`.
+        source, where: start and end of the messages that are logged.
+    """
     odd_boxes: dict[str, list[str]] = defaultdict(list)
     dicts = [
-        _load_image(root, image_id, split_file, classes, odd_boxes, one_based, keep_odd_boxes)
-        for image_id in _read_split(split_file)
+        _load_image(*entry, classes, odd_boxes, one_based, keep_odd_boxes) for entry in entries
     ]
     if not keep_odd_boxes:
-        log_odd_boxes(odd_boxes, str(split_file), f" in {root / 'Annotations'}")
+        log_odd_boxes(odd_boxes, source, where)
     return dicts
 
 
-def _check_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    names = (classes,) if isinstance(classes, str) else tuple(classes)
-    if isinstance(classes, str) or not names or len(set(names)) != len(names):
-        raise ValueError(f"classes are {classes!r}, expected a list of distinct names")
-    return names
+def _find_files(
+    root: Path, ids: list[str], split_file: Path
+) -> Iterator[tuple[str, Path, list[Path]]]:
+    for image_id in ids:
+        images = _find_images(root / "JPEGImages", image_id, split_file)
+        xml_file = root / "Annotations" / f"{image_id}.xml"
+        if not xml_file.is_file():
+            raise FileNotFoundError(f"{xml_file}: no such annotation, but {split_file} names it")
+        yield image_id, xml_file, images
 
 
-def _read_split(split_file: Path) -> list[str]:
+def read_split(split_file: Path) -> list[str]:
     if not split_file.is_file():
         others = sorted(p.stem for p in split_file.parent.glob("*.txt"))
         raise FileNotFoundError(
@@ -177,19 +198,15 @@ def _read_split(split_file: Path) -> list[str]:
 
 
 def _load_image(
-    root: Path,
     image_id: str,
-    split_file: Path,
+    xml_file: Path,
+    image_files: list[Path],
     classes: tuple[str, ...],
     odd_boxes: dict[str, list[str]],
     one_based: bool,
     keep_odd_boxes: bool,
 ) -> dict:
-    image_files = _find_images(root / "JPEGImages", image_id, split_file)
-    xml_file = root / "Annotations" / f"{image_id}.xml"
-    if not xml_file.is_file():
-        raise FileNotFoundError(f"{xml_file}: no such annotation, but {split_file} names it")
-    annotation = _parse_xml(xml_file)
+    annotation = parse_xml(xml_file)
     image_file = _choose_image(image_files, annotation, xml_file)
     width, height = _check_size(annotation, xml_file, image_file, trust_xml=keep_odd_boxes)
     annotations = []
@@ -203,7 +220,7 @@ def _load_image(
             if 0 <= xmin < 1 or 0 <= ymin < 1:
                 odd_boxes[STARTS_AT_0].append(xml_file.name)
             xmin, ymin = xmin - 1, ymin - 1
-        box, problem = _clip_box((xmin, ymin, xmax, ymax), width, height, one_based)
+        box, problem = clip_box((xmin, ymin, xmax, ymax), width, height, one_based)
         if problem is not None:
             odd_boxes[problem].append(xml_file.name)
         if keep_odd_boxes:
@@ -258,7 +275,7 @@ def _choose_image(files: list[Path], annotation: ElementTree.Element, xml_file: 
     return named[0]
 
 
-def _parse_xml(xml_file: Path) -> ElementTree.Element:
+def parse_xml(xml_file: Path) -> ElementTree.Element:
     """The root element. Xml with a document type is refused, since entities need one.
 
     The bytes are searched before the parser can expand an entity. Without their NUL bytes, UTF-16
@@ -313,18 +330,3 @@ def _read_corners(element: ElementTree.Element, where: str) -> tuple[float, ...]
             raise ValueError(f"{where}: bndbox/{key} is {text!r}, expected a number of pixels")
         corners.append(value)
     return tuple(corners)
-
-
-def _clip_box(
-    box: tuple[float, ...], width: int, height: int, one_based: bool
-) -> tuple[list[float] | None, str | None]:
-    """A continuous box cut at the image's border, None if nothing is left, and its problem."""
-    x0, y0, x1, y1 = box
-    pixel = 1 if one_based else 0  # the first and the last pixel are the same one: no area
-    if x1 <= x0 + pixel or y1 <= y0 + pixel:
-        return None, "without area removed"
-    clipped = [max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)]
-    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        return None, "outside the image removed"
-    cut = max(abs(a - b) for a, b in zip(box, clipped, strict=True))
-    return clipped, "partly outside the image clipped" if cut > 1 else None

@@ -1,0 +1,104 @@
+"""A validation split for data without one, and images that two splits share."""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+__all__ = ["choose_validation", "find_shared_images", "original_stem"]
+
+SHARE = 5  # one image in so many is for validation
+RUN = 10  # numbers of a sequence that stay together, where the whole sequence is too long
+
+
+def original_stem(file: str | os.PathLike) -> str:
+    """The name without suffix, and without the hash that Roboflow appends to each variant."""
+    stem = os.path.splitext(os.path.basename(file))[0]
+    return re.sub(r"\.rf\.[0-9A-Za-z]+$", "", stem)
+
+
+def choose_validation(images: Iterable[str]) -> frozenset[str]:
+    """A fifth of the images, the same in each call with the same names.
+
+    Images whose names differ in a number at their end or in Roboflow's hash are likely to be
+    similar, and stay in one split. Where that gives no split of about a fifth, as with images that
+    are all numbered, sequences are cut into runs of 10 numbers, and then into images.
+
+    Args:
+        images: paths.
+
+    Raises:
+        ValueError: there are fewer than two images.
+    """
+    images = sorted(images)
+    if len(images) < 2:
+        raise ValueError(f"{len(images)} image(s) are too few to train and validate; expected 2")
+    target = max(1, round(len(images) / SHARE))
+    for key in (_sequence, _run, original_stem, os.path.basename):
+        chosen = _choose_groups(images, key, target)
+        if 0.7 * target <= len(chosen) < len(images):
+            break
+    return frozenset(chosen or images[:1])
+
+
+def find_shared_images(first: Iterable[str], second: Iterable[str]) -> list[str]:
+    """The images of the second split that the first one has, too.
+
+    They are the same file, have the same content, or are variants that Roboflow made of one image.
+    """
+    sizes: dict[int, list[str]] = defaultdict(list)
+    for path in map(os.path.realpath, first):
+        if os.path.isfile(path):
+            sizes[os.path.getsize(path)].append(path)
+    variants = {_variant(path) for paths in sizes.values() for path in paths} - {None}
+    shared = []
+    for path in second:
+        if not os.path.isfile(path):  # named by the checks of the set
+            continue
+        others = sizes.get(os.path.getsize(path), ())
+        if (
+            _variant(path) in variants
+            or os.path.realpath(path) in others
+            or any(filecmp.cmp(path, other, shallow=False) for other in others)
+        ):
+            shared.append(path)
+    return shared
+
+
+def _variant(path: str) -> str | None:
+    stem = original_stem(path)
+    return stem if stem != os.path.splitext(os.path.basename(path))[0] else None
+
+
+def _sequence(path: str) -> str:
+    return re.sub(r"\d+$", "", _bare_stem(path))
+
+
+def _run(path: str) -> str:
+    stem = _bare_stem(path)
+    number = re.search(r"\d+$", stem)
+    if number is None:
+        return stem
+    return f"{stem[: number.start()]}{int(number.group()) // RUN}"
+
+
+def _bare_stem(path: str) -> str:
+    """Roboflow also appends the suffix: a_01_jpg.rf.0a1b2c.jpg was a_01.jpg."""
+    return re.sub(r"(_(jpe?g|png|bmp|tiff?|webp))+$", "", original_stem(path), flags=re.I)
+
+
+def _choose_groups(images: list[str], key: Callable[[str], str], target: int) -> list[str]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for image in images:
+        groups[key(image)].append(image)
+    chosen: list[str] = []
+    for name in sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if len(chosen) + len(groups[name]) <= 1.3 * target:
+            chosen += groups[name]
+        if len(chosen) >= target:
+            break
+    return chosen
