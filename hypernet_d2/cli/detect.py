@@ -168,13 +168,13 @@ class OutputNames:
 def run_image(path: Path, viewer: Viewer, names: OutputNames, coco: CocoWriter | None) -> None:
     """
     Raises:
-        UnreadableError: the image cannot be read.
+        UnreadableError: the image cannot be read, or is too narrow to be resized.
     """
     try:
         image = read_named(path)
+        view = viewer(image)
     except ValueError as error:
         raise UnreadableError(str(error).removeprefix(f"{path}: ")) from error
-    view = viewer(image)
     suffix = path.suffix if path.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
     Image.fromarray(view.picture).save(names.next(path.stem, suffix), quality=JPEG_QUALITY)
     if coco:

@@ -7,12 +7,18 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.data.transforms import ResizeShortestEdge
 
 from hypernet_d2.config import hypernet_node
 from hypernet_d2.data.parts import has_parts
 from hypernet_d2.utils.tiles import tile_boxes
 
-__all__ = ["check_num_classes", "check_test_time_augmentation", "check_tiles"]
+__all__ = [
+    "check_num_classes",
+    "check_resized_size",
+    "check_test_time_augmentation",
+    "check_tiles",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +77,25 @@ def check_tiles(cfg: CfgNode) -> None:
         raise ValueError(
             f"MODEL.HYPERNET.TILES.SIZE is {tiles.SIZE}, but detection in tiles does not support "
             f"{', '.join(found)}; expected MODEL.HYPERNET.TILES.SIZE 0"
+        )
+
+
+def check_resized_size(cfg: CfgNode, size: tuple[int, int]) -> None:
+    """
+    Args:
+        cfg: of the model.
+        size: (height, width) of an image at test time, or of a tile.
+
+    Raises:
+        ValueError: it is so narrow that resizing leaves no pixel of its short side.
+    """
+    least, most = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    if least and not all(ResizeShortestEdge.get_output_shape(*size, least, most)):
+        height, width = size
+        raise ValueError(
+            f"{width} x {height} pixels (width x height) cannot be resized: with the long side at "
+            f"INPUT.MAX_SIZE_TEST {most}, the short side has no pixel; detect in tiles, or smaller "
+            "ones (MODEL.HYPERNET.TILES.SIZE, --tile)"
         )
 
 

@@ -14,6 +14,7 @@ from hypernet_d2.checkpoint import HyperNetCheckpointer, get_class_names
 from hypernet_d2.config import hypernet_node
 from hypernet_d2.data import load_dataset
 
+from .checks import check_resized_size
 from .finite import raise_if_not_finite
 from .tiled import TiledDetector
 
@@ -54,8 +55,13 @@ class Predictor(DefaultPredictor):
         self._tiled = TiledDetector(cfg, self.model) if hypernet_node(cfg).TILES.SIZE else None
 
     def __call__(self, original_image: np.ndarray) -> dict:
-        """The model's output for one image (H, W, 3), BGR, uint8; see detectron2's."""
+        """The model's output for one image (H, W, 3), BGR, uint8; see detectron2's.
+
+        Raises:
+            ValueError: see :func:`check_resized_size`.
+        """
         if self._tiled is None:
+            check_resized_size(self.cfg, original_image.shape[:2])
             return super().__call__(original_image)
         image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
         tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -13,7 +13,7 @@ from torch import nn
 from hypernet_d2.config import hypernet_node
 from hypernet_d2.utils.tiles import merge_detections, tile_boxes
 
-from .checks import check_tiles
+from .checks import check_resized_size, check_tiles
 
 __all__ = ["TiledDetector"]
 
@@ -44,6 +44,7 @@ class TiledDetector(nn.Module):
         super().__init__()
         check_tiles(cfg)
         tiles = hypernet_node(cfg).TILES
+        self.cfg = cfg
         self.model = model
         self.size, self.overlap = tiles.SIZE, tiles.OVERLAP
         self.batch_size = batch_size
@@ -58,6 +59,9 @@ class TiledDetector(nn.Module):
 
         Returns:
             For each {"instances": Instances}, with boxes in pixels of the image, best first.
+
+        Raises:
+            ValueError: see :func:`check_resized_size`.
         """
         return [{"instances": self._detect(one["image"])} for one in batched_inputs]
 
@@ -81,6 +85,7 @@ class TiledDetector(nn.Module):
     def _input(self, pixels: np.ndarray) -> dict:
         """What the model gets for the image or the tile (H, W, C)."""
         height, width = pixels.shape[:2]
+        check_resized_size(self.cfg, (height, width))
         resized = T.AugInput(pixels)
         self.resize(resized)
         tensor = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))

@@ -84,7 +84,8 @@ def merge_detections(
     or by intersection over the smaller area (IoS), and suppress what matches (NMS) or unite it
     (SAHI's GREEDYNMM, non-max merging of supervision). AP75 and surplus boxes per picture, mean of
     8 synthetic scenes of 900 to 2200 pixels, tiles of 480 that overlap by 96, a detector that
-    returns the visible part of each object with a deviation of 3% of its sides:
+    returns the visible part of each object with a standard deviation of 3% of its sides and a score
+    by the share that is visible (the first three by SAHI 0.12.8, threshold 0.5):
 
     =============================  =========  =========  ==============  =========
     objects (longest side)         NMS, IoU   NMS, IoS   GREEDYNMM, IoS  this rule
@@ -92,7 +93,7 @@ def merge_detections(
     150 small ones (to 96)         99.2 / 28  99.2 / 0   100.0 / 0       100.0 / 0
     25 medium ones (96 to 384)     81.7 / 26  81.9 / 2   94.4 / 2        98.2 / 0
     6 large ones (384 to 960)      4.2 / 17   4.2 / 14   6.6 / 14        87.4 / 0
-    40, small ones in medium ones  92.6 / 18  85.7 / 2   77.9 / 4        98.6 / 0
+    40, small ones in medium ones  92.6 / 18  85.7 / 2   77.8 / 4        98.6 / 0
     =============================  =========  =========  ==============  =========
 
     Args:
@@ -103,9 +104,8 @@ def merge_detections(
     Returns:
         Boxes (m, 4) float32 in pixels of the picture, scores (m,) and classes (m,), best first.
     """
-    boxes = np.concatenate(
-        [one[0] + tile[[0, 1, 0, 1]] for one, tile in zip(found, tiles, strict=True)]
-    )
+    corners = np.tile(tiles[:, :2], 2)
+    boxes = np.concatenate([one[0] + at for one, at in zip(found, corners, strict=True)])
     scores, classes = (np.concatenate([one[k] for one in found]) for k in (1, 2))
     first = np.cumsum([0, *(len(one[1]) for one in found)])
     owner = np.repeat(np.arange(len(tiles)), np.diff(first))
@@ -128,6 +128,7 @@ def merge_detections(
             k = pending.pop()
             others = indices_near(owner[k])
             others = others[~taken[others] & (classes[others] == classes[i])]
+            others = others[_meets(boxes[k], boxes[others])]
             iou = _common_iou(boxes[k], seen[k], boxes[others], seen[others])
             same = others[iou >= np.where(cut[k] & cut[others], CUT_IOU, WHOLE_IOU)]
             taken[same] = True
@@ -151,9 +152,14 @@ def _is_cut(boxes: np.ndarray, tiles: np.ndarray, size: tuple[int, int]) -> np.n
 
 def _overlapping(tiles: np.ndarray, index: int) -> np.ndarray:
     """The indices of the other tiles that share pixels with a tile."""
-    shares = _area(_intersection(tiles[index], tiles)) > 0
+    shares = _meets(tiles[index], tiles)
     shares[index] = False
     return np.flatnonzero(shares)
+
+
+def _meets(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Whether a box shares pixels with each of others; as most do not, this is looked at first."""
+    return ((boxes[:, :2] < box[2:]) & (boxes[:, 2:] > box[:2])).all(axis=1)
 
 
 def _common_iou(

@@ -106,24 +106,42 @@ def test_detections_in_json_are_the_predictors(demo, model, tmp_path):
         assert one["score"] == pytest.approx(float(score))
 
 
-def test_tiles_are_those_of_the_command_line(demo, model, tmp_path):
+def test_a_picture_is_detected_in_by_tiles(demo, model, tmp_path):
     words = ["--input", write_image(tmp_path / "x.png"), "--output", str(tmp_path / "out")]
-    found = {}
-    for tiles in ("", "--tile 80", "--tile 50", "--tile 50 --tile-overlap 10"):
+    found = []
+    for tiles in ([], ["--tile", "80"], ["--tile", "50"]):
         file = tmp_path / "found.json"
-        assert demo["main"]([*model, *words, "--json", str(file), *tiles.split()]) == 0
-        found[tiles] = json.loads(file.read_text())["annotations"]
-    assert len(found[""]) > 0
-    assert found["--tile 80"] == found[""]  # one tile
-    assert found["--tile 50"] == found["--tile 50 --tile-overlap 10"] != found[""]
-    args = demo["parse_args"]([*model, *words, "--tile", "50", "--tile-overlap", "50"])
-    with pytest.raises(ValueError, match="SIZE 50 and OVERLAP 50"):
-        demo["build_viewer"](args)
-    args = demo["parse_args"](
-        [*model, *words, "--show", "features", "--opts", "MODEL.HYPERNET.TILES.SIZE", "50"]
-    )
-    predictor, _ = demo["build_viewer"](args)
-    assert predictor.cfg.MODEL.HYPERNET.TILES.SIZE == 0
+        assert demo["main"]([*model, *words, "--json", str(file), *tiles]) == 0
+        found.append(json.loads(file.read_text())["annotations"])
+    assert len(found[0]) > 0
+    assert found[1] == found[0]  # one tile
+    assert found[2] != found[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", (64, 8)),
+        ("--tile 50", (50, 10)),
+        ("--tile 50 --tile-overlap 20", (50, 20)),
+        ("--show features", (0, 8)),
+    ],
+)
+def test_tiles_are_those_of_the_command_line_or_the_config(demo, model, tmp_path, words, expected):
+    image = ["--input", write_image(tmp_path / "x.png"), "--output", str(tmp_path / "out")]
+    opts = "--opts MODEL.HYPERNET.TILES.SIZE 64 MODEL.HYPERNET.TILES.OVERLAP 8"
+    args = demo["parse_args"]([*model, *image, *words.split(), *opts.split()])
+    tiles = demo["demo_cfg"](args, args.config_file).MODEL.HYPERNET.TILES
+    assert (tiles.SIZE, tiles.OVERLAP) == expected
+
+
+def test_a_narrow_image_is_detected_in_by_tiles_only(demo, model, tmp_path, errors):
+    words = ["--input", write_image(tmp_path / "line.png", (1, 900))]
+    words += ["--output", str(tmp_path / "out")]
+    assert demo["main"]([*model, *words]) == 1
+    assert "line.png: 900 x 1 pixels (width x height) cannot be resized" in errors[0]
+    assert demo["main"]([*model, *words, "--tile", "300"]) == 0
+    assert cv2.imread(str(tmp_path / "out" / "line.png")).shape == (1, 900, 3)
 
 
 def test_video_is_written_frame_by_frame(demo, model, tmp_path):
