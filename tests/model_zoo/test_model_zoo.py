@@ -165,6 +165,8 @@ def read_keys(monkeypatch) -> set[str]:
     """
     from yacs.config import CfgNode
 
+    from hypernet_d2 import config
+
     keys, get = set(), CfgNode.__getattr__
 
     def recording(self, name):
@@ -173,7 +175,14 @@ def read_keys(monkeypatch) -> set[str]:
             keys.add(self.__dict__["_name"] + name)
         return value
 
+    def add_named_config(cfg):
+        add_hypernet_config(cfg)
+        name_nodes(cfg.MODEL.HYPERNET, "MODEL.HYPERNET.")
+
     monkeypatch.setattr(CfgNode, "__getattr__", recording)
+    # The modules read the copy of the node that hypernet_node builds.
+    add_hypernet_config = config.add_hypernet_config
+    monkeypatch.setattr(config, "add_hypernet_config", add_named_config)
     return keys
 
 
@@ -225,7 +234,7 @@ def test_every_config_trains_evaluates_and_detects_and_reads_all_its_keys(
     assert merged(name).keys() - {"VERSION"} - read_keys == set()
     if cfg.MODEL.BACKBONE.NAME == "build_hyper_backbone":
         ours = {f"MODEL.HYPERNET.{key}" for key, _ in leaves(cfg.MODEL.HYPERNET)}
-        assert ours - read_keys == keys_of_other_heads(cfg)
+        assert ours - read_keys == unused_keys(cfg)
 
 
 def tasks(cfg) -> list[str]:
@@ -234,8 +243,8 @@ def tasks(cfg) -> list[str]:
     return ["bbox"] + [masks] * cfg.MODEL.MASK_ON + ["keypoints"] * cfg.MODEL.KEYPOINT_ON
 
 
-def keys_of_other_heads(cfg) -> set[str]:
-    """The keys of hypercolumns that no head of this config reads."""
+def unused_keys(cfg) -> set[str]:
+    """The keys of hypercolumns and tiles that nothing in this config reads."""
     heads = {cfg.MODEL.ROI_MASK_HEAD.NAME} if cfg.MODEL.MASK_ON else set()
     heads |= {cfg.MODEL.ROI_KEYPOINT_HEAD.NAME} if cfg.MODEL.KEYPOINT_ON else set()
     readers = {
@@ -246,11 +255,12 @@ def keys_of_other_heads(cfg) -> set[str]:
     every = {"HypercolumnMaskHead", "HypercolumnPartHead", "HypercolumnKeypointHead"}
     node = "MODEL.HYPERNET.HYPERCOLUMN"
     present = {*heads, cfg.MODEL.BACKBONE.NAME}
-    return {
+    unused = {
         f"{node}.{key}"
         for key in cfg.MODEL.HYPERNET.HYPERCOLUMN
         if not readers.get(key, every) & present
     }
+    return unused if cfg.MODEL.HYPERNET.TILES.SIZE else {*unused, "MODEL.HYPERNET.TILES.OVERLAP"}
 
 
 @pytest.mark.parametrize("name", FILES)
