@@ -4,6 +4,10 @@
 
 ENV = @sh tools/setup_env.sh
 
+# Two processes, each of which takes whole files. WORKERS=0 runs all in one, as pytest --pdb needs.
+WORKERS ?= 2
+PYTEST = python -m pytest -n $(WORKERS) --dist loadfile
+
 # Threads of OpenMP that wait must sleep, not spin: on a busy machine this is three times faster.
 OMP_WAIT_POLICY ?= passive
 export OMP_WAIT_POLICY
@@ -11,8 +15,8 @@ export OMP_WAIT_POLICY
 help:
 	@echo 'make demo       detect digits with the model that ships, then train a small HyperNet'
 	@echo '                (ten to twenty minutes on two cores; without detectron2: no training)'
-	@echo 'make test       run the test suite without its slow tests, in about five minutes'
-	@echo '                (ARGS="-k windows" is passed on to pytest)'
+	@echo 'make test       run the test suite without its slow tests, in about three minutes'
+	@echo '                (ARGS="-k windows" is passed on to pytest; WORKERS=0: in one process)'
 	@echo 'make test-all   run the slow tests too'
 	@echo 'make test-plain run the tests that touch the compiled part of detectron2, without it;'
 	@echo '                make test-compiled the same tests with it'
@@ -29,19 +33,19 @@ demo:
 	$(ENV) sh demo/run.sh
 
 test:
-	$(ENV) python -m pytest $(ARGS)
+	$(ENV) $(PYTEST) $(ARGS)
 
 test-all:
-	$(ENV) python -m pytest --slow $(ARGS)
+	$(ENV) $(PYTEST) --slow $(ARGS)
 
 # The tests of what uses the compiled part of detectron2, if it is there.
 TOUCHING = tests/evaluation tests/modeling tests/engine/test_training.py tests/cli/test_compare.py
 
 test-plain:
-	$(ENV) env DETECTRON2=plain python -m pytest $(TOUCHING) $(ARGS)
+	$(ENV) env DETECTRON2=plain $(PYTEST) $(TOUCHING) $(ARGS)
 
 test-compiled:
-	$(ENV) python -m pytest $(TOUCHING) $(ARGS)
+	$(ENV) $(PYTEST) $(TOUCHING) $(ARGS)
 
 matrix:
 	@$${PYTHON:-python3} tools/matrix.py

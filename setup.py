@@ -31,7 +31,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard"],
     "web": ["gradio>=6", "onnxruntime>=1.17"],
     # timm: imported by detectron2's ViT.
-    "test": ["pytest>=8", "hypothesis", "PyYAML", "timm"],
+    "test": ["pytest>=8", "hypothesis", "PyYAML", "pytest-xdist", "timm"],
     # One minor version: another one may format, and then lint, differently.
     "lint": ["ruff>=0.17,<0.18"],
 }
