@@ -24,6 +24,7 @@ from hypernet_d2.engine import (
     check_tiles,
     check_writable,
     launch,
+    register_data,
     setup_cfg,
     train_alternating,
     write_results,
@@ -36,6 +37,8 @@ from .arguments import CommandParser, add_config_name_argument
 
 def run(args: argparse.Namespace):
     """What each process does: evaluate, or train and then evaluate."""
+    # The log file then has it among the arguments.
+    args.data = register_data(getattr(args, "data", None))
     cfg = setup_cfg(args)
     cfg.freeze()
     check_test_time_augmentation(cfg)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
 
 __all__ = ["check_classes", "clip_box", "read_text", "register_set", "warn_once"]
@@ -77,5 +78,6 @@ def read_text(file: Path) -> str:
 
 
 def warn_once(message: str) -> None:
-    """Log a warning, unless the same one was logged before."""
-    log_first_n(logging.WARNING, message, name=__name__, key="message")
+    """Log a warning in the main process, unless the same one was logged before."""
+    if comm.is_main_process():
+        log_first_n(logging.WARNING, message, name=__name__, key="message")

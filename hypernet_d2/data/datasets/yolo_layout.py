@@ -73,7 +73,7 @@ def _read_names(content: dict, file: Path) -> tuple[str, ...]:
 
 
 def _find_entry(entry: object, base: object, file: Path, key: str) -> Path:
-    """The path that an entry names, relative to ``path`` or to the yaml.
+    """The path that an entry names, relative to ``path`` where that exists, or else to the yaml.
 
     Roboflow writes ``../train/images`` for what lies beside the yaml.
     """
@@ -81,9 +81,12 @@ def _find_entry(entry: object, base: object, file: Path, key: str) -> Path:
         raise ValueError(f"{file}: {key} is {entry!r} and path {base!r}, expected paths")
     entry = entry.replace("\\", "/")
     folder = file.parent
-    places = [folder / base / entry, folder / entry]
-    if entry.startswith("../"):
-        places.append(folder / entry.removeprefix("../"))
+    if base and (folder / base).is_dir():
+        places = [folder / base / entry]
+    else:  # the yaml was written on another machine, or has no path
+        places = [folder / entry]
+        if entry.startswith("../"):
+            places.append(folder / entry.removeprefix("../"))
     places = list(dict.fromkeys(map(os.path.normpath, places)))
     found = [Path(place) for place in places if os.path.exists(place)]
     if not found:

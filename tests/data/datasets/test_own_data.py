@@ -146,6 +146,12 @@ def test_an_entry_that_fits_two_places_is_ambiguous(tmp_path, register):
         register(tmp_path / "x")
 
 
+def test_the_path_of_a_data_yaml_comes_before_its_own_folder(tmp_path, register):
+    write_yolo(tmp_path / "x", TRAIN_AND_VAL, "path: ../y\ntrain: train\nval: valid\nnames: [a]")
+    write_yolo(tmp_path / "y", {"train/images/c.jpg": LINE, "valid/images/d.jpg": LINE})
+    assert stems(register(tmp_path / "x").train) == {"c"}
+
+
 def test_yolo_without_a_yaml_needs_class_names(tmp_path, register):
     write_yolo(tmp_path, {"images/train/a.jpg": LINE, "images/val/b.jpg": LINE})
     with pytest.raises(ValueError, match="without class names"):
