@@ -189,3 +189,31 @@ def bccd_root(datasets: Path) -> Path:
     if not (datasets / "BCCD").is_dir():
         pytest.skip("no BCCD in $DETECTRON2_DATASETS nor in ../shared/datasets")
     return datasets / "BCCD"
+
+
+@pytest.fixture
+def catalog():
+    """Names that a test registers; they are removed after it."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    names: list[str] = []
+    yield names
+    for name in names:
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+
+
+@pytest.fixture
+def register(tmp_path: Path, catalog: list[str]):
+    """A function that registers the content of a json, in COCO's format."""
+    from detectron2.data.datasets import register_coco_instances
+
+    from tests.evaluation.sets import write_coco
+
+    def call(content: dict, name: str = "own", **metadata) -> str:
+        json_file = write_coco(tmp_path / name, content)
+        register_coco_instances(name, metadata, str(json_file), str(tmp_path / name))
+        catalog.append(name)
+        return name
+
+    return call

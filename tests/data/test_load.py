@@ -11,38 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.sets import BOXES, NAMES, SIZE, coco_content, write_coco
+from tests.evaluation.sets import BOXES, NAMES, SIZE, coco_content
 from tests.helpers import logged_by, tiny_cfg
 
 pytestmark = pytest.mark.detectron2
 
 HEIGHT, WIDTH = SIZE
-
-
-@pytest.fixture
-def catalog():
-    """Names that a test registers; they are removed after it."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    names: list[str] = []
-    yield names
-    for name in names:
-        DatasetCatalog.pop(name, None)
-        MetadataCatalog.pop(name, None)
-
-
-@pytest.fixture
-def register(tmp_path, catalog):
-    """A function that registers the content of a json, in COCO's format."""
-    from detectron2.data.datasets import register_coco_instances
-
-    def call(content: dict, name: str = "own", **metadata) -> str:
-        json_file = write_coco(tmp_path / name, content)
-        register_coco_instances(name, metadata, str(json_file), str(tmp_path / name))
-        catalog.append(name)
-        return name
-
-    return call
 
 
 @pytest.fixture

@@ -10,36 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.sets import BOXES, NAMES, SIZE, PerfectDetector, coco_content, write_coco
+from tests.evaluation.sets import BOXES, NAMES, SIZE, PerfectDetector, coco_content
 from tests.helpers import tiny_cfg, write_voc
 
 pytestmark = pytest.mark.detectron2
-
-
-@pytest.fixture
-def catalog():
-    """Names that a test registers; they are removed after it."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    names: list[str] = []
-    yield names
-    for name in names:
-        DatasetCatalog.pop(name, None)
-        MetadataCatalog.pop(name, None)
-
-
-@pytest.fixture
-def register(tmp_path, catalog):
-    """A function that registers the content of a json, in COCO's format."""
-    from detectron2.data.datasets import register_coco_instances
-
-    def call(content: dict, name: str = "labels", **metadata) -> str:
-        json_file = write_coco(tmp_path / name, content)
-        register_coco_instances(name, metadata, str(json_file), str(tmp_path / name))
-        catalog.append(name)
-        return name
-
-    return call
 
 
 def evaluate(tmp_path, name: str, model=None, *opts) -> dict:
@@ -196,5 +170,5 @@ def test_areas_and_crowds_of_a_json_are_its_own(register, tmp_path):
     )
     results = evaluate(tmp_path, register(content))["bbox"]
     assert results["APm"] == pytest.approx(100) and math.isnan(results["APs"])
-    assert not (tmp_path / "out/inference/labels_coco_format.json").exists()
+    assert not (tmp_path / "out/inference/own_coco_format.json").exists()
     assert BOXES["owl"][2] * BOXES["owl"][3] < 32**2
