@@ -95,7 +95,7 @@ def read_model(name: str, folders: list[Path]) -> Model:
     Raises:
         FileNotFoundError: a file is missing. Files of proposal recall may be missing only in all
             folders.
-        ValueError: a folder is given twice, or a json file cannot be parsed.
+        ValueError: a folder is given twice, a json file cannot be parsed, or a config lacks keys.
     """
     if len(set(folders)) < len(folders):
         raise ValueError(f"--run {name}: a folder is given twice: {[str(f) for f in folders]}")
@@ -106,7 +106,7 @@ def read_model(name: str, folders: list[Path]) -> Model:
         if any(path.is_file() for path in paths):
             hint = "other seeds have it; --eval-only --eval-proposals writes it"
             recall[data_set] = [read_json(path, hint) for path in paths]
-    configs = [yaml.safe_load(existing(f / "config.yaml").read_text()) for f in folders]
+    configs = [read_config(f / "config.yaml") for f in folders]
     return Model(name, folders, configs, results, [read_training(f) for f in folders], recall)
 
 
@@ -114,6 +114,13 @@ def existing(path: Path, hint: str = "train_net.py writes it") -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {hint}{similar_files(path)}")
     return path
+
+
+def read_config(path: Path) -> dict:
+    config = yaml.safe_load(existing(path).read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or not {"MODEL", "SEED", "SOLVER"} <= config.keys():
+        raise ValueError(f"{path}: expected the complete config that train_net.py writes")
+    return config
 
 
 def read_json(path: Path, hint: str) -> dict:

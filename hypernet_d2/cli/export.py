@@ -123,7 +123,7 @@ def class_names(cfg: CfgNode, model: nn.Module) -> tuple[str, ...]:
     if names is None:
         raise ValueError(
             f"the checkpoint has no class names, and DATASETS.TEST names {name!r}, which is not "
-            "registered: --data FILE.py registers it"
+            "registered: --data PATH registers it"
         )
     if len(names) != expected:
         raise ValueError(

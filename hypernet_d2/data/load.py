@@ -30,7 +30,7 @@ def check_registered(name: str, setting: str = "") -> None:
     if name not in DatasetCatalog:
         source = f" ({setting})" if setting else ""
         raise KeyError(
-            f"no data set is called {name!r}{source}; --data FILE registers one of your own"
+            f"no data set is called {name!r}{source}; --data PATH registers one of your own"
             f"{did_you_mean(name, DatasetCatalog)}"
         )
 

@@ -78,7 +78,7 @@ class Predictor(DefaultPredictor):
         if names is None and classes is None:
             logger.warning(
                 "the checkpoint has no class names, and data set %r (DATASETS.TEST) is not "
-                "registered: classes are shown as numbers; --data FILE.py registers it",
+                "registered: classes are shown as numbers; --data PATH registers it",
                 name,
             )
             return self.metadata

@@ -117,6 +117,9 @@ def test_what_cannot_be_compared_is_refused(compare, tmp_path):
     (tmp_path / "speed.json").write_text(json.dumps({"benchmark": "training", "rows": []}))
     with pytest.raises(ValueError, match=r"as one of \['A'\]; its rows are \[\]"):
         compare("--run", "A", a, "--benchmark", tmp_path / "speed.json")
+    (a / "config.yaml").write_text("MODEL: {}\n")
+    with pytest.raises(ValueError, match="config.yaml: expected the complete config"):
+        compare("--run", "A", a)
 
 
 def test_plots_say_what_they_need(monkeypatch, tmp_path):

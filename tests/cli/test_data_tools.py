@@ -109,7 +109,7 @@ def test_visualize_draws_suspicious_images_first(visualize):
 
 
 def test_visualize_names_an_unknown_set_a_broken_image_and_a_wrong_size(visualize, tmp_path):
-    with pytest.raises(KeyError, match="'nowhere' .--dataset.; .*--data FILE"):
+    with pytest.raises(KeyError, match="'nowhere' .--dataset.; .*--data PATH"):
         visualize["load"]("nowhere")
     wrong = record((10, 10, 40, 40))
     wrong["file_name"] = str(tmp_path / "x.png")

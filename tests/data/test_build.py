@@ -80,7 +80,7 @@ def test_each_cause_of_an_empty_set_is_told_apart(register):
         KeyError, match="'bccd_trian' .DATASETS.TRAIN.; .*did you mean 'bccd_train'"
     ):
         training_records("bccd_trian")
-    with pytest.raises(KeyError, match="no data set is called 'nowhere' .*--data FILE"):
+    with pytest.raises(KeyError, match="no data set is called 'nowhere' .*--data PATH"):
         training_records("nowhere")
 
 

@@ -109,9 +109,7 @@ def test_from_own_data_to_detections(kind, names_in_checkpoint, tmp_path, capsys
     arguments += ["--output", output / "exported"]
     if not names_in_checkpoint:  # as in checkpoints of detectron2
         torch.save({"model": torch.load(weights)["model"]}, weights)
-        with pytest.raises(
-            ValueError, match="no class names.*'mine_val'.*--data FILE.py registers"
-        ):
+        with pytest.raises(ValueError, match="no class names.*'mine_val'.*--data PATH registers"):
             export.main([*map(str, arguments), "MODEL.WEIGHTS", str(weights)])
         arguments += ["--data", data]
     assert export.main([*map(str, arguments), "MODEL.WEIGHTS", str(weights)]) == 0
