@@ -92,6 +92,8 @@ def pytest_configure(config: pytest.Config) -> None:
             missing[marker] = f"no {folder} in $DETECTRON2_DATASETS nor in ../shared/datasets"
     if not torch.cuda.is_available():
         missing["cuda"] = "no CUDA device"
+    if importlib.util.find_spec("sahi") is None:
+        missing["sahi"] = "no sahi: pip install sahi"
     if not config.getoption("--slow"):
         missing["slow"] = "slow tests, which make test-all (pytest --slow) runs"
     config.stash[_missing] = missing

@@ -222,7 +222,7 @@ def test_the_public_commit_comes_by_git_or_as_an_archive(machine, tmp_path, has_
             #!/bin/sh
             case "$3" in
                 fetch) [ "$8" = {COMMIT} ] || exit 1 ;;
-                checkout) PATH={os.environ["PATH"]}; cp -r "{public}"/* "$2" ;;
+                checkout) PATH="{os.environ["PATH"]}"; cp -r "{public}"/* "$2" ;;
             esac
             """,
             0o755,

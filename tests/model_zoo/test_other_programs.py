@@ -52,8 +52,9 @@ def test_defaults_complete_a_node_and_an_unknown_key_is_refused():
         hypernet_node(cfg)
 
 
+@pytest.mark.sahi
 def test_sahi_detects_in_slices(tmp_path):
-    sahi = pytest.importorskip("sahi")
+    import sahi
     from detectron2.modeling import build_model
     from sahi.predict import get_sliced_prediction
 
