@@ -20,7 +20,7 @@ def read_version() -> str:
 # Absent on purpose: detectron2, which is on no package index (README, "How detectron2 is found"),
 # and OpenCV, whose two packages (with and without a GUI) overwrite each other when both are
 # installed, so that only the user can say which; the extra "opencv" is the headless one.
-REQUIRES = ["torch>=2.4", "torchvision>=0.19", "numpy", "Pillow"]
+REQUIRES = ["torch>=2.4", "torchvision>=0.19", "numpy", "Pillow>=10.1"]
 EXTRAS = {
     "opencv": ["opencv-python-headless"],
     "data": ["pycocotools>=2.0.2", "tqdm"],

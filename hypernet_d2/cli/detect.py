@@ -25,13 +25,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hypernet_d2.data.dataset_mapper import read_named
 from hypernet_d2.engine import Predictor, add_data_argument, register_data, setup_cfg
+from hypernet_d2.utils.images import IMAGE_SUFFIXES
 
 from .arguments import CommandParser, add_config_arguments
 from .coco_writer import CocoWriter, coco_writer
 from .video import CODECS, VIDEOS, open_video_writer, read_frames, show_frame
 from .views import VIEWS, Viewer, side_by_side
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 JPEG_QUALITY = 95
 
 logger = logging.getLogger("hypernet_d2.demo")
@@ -109,7 +109,9 @@ def find_inputs(inputs: list[str]) -> list[Path]:
     for word in inputs:
         path = Path(word).expanduser()
         if path.is_dir():
-            files = [p for p in sorted(path.iterdir()) if p.suffix.lower() in IMAGES + VIDEOS]
+            files = [
+                p for p in sorted(path.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES + VIDEOS
+            ]
         elif path.is_file():
             files = [path]
         else:
@@ -117,7 +119,7 @@ def find_inputs(inputs: list[str]) -> list[Path]:
             files = [p for p in map(Path, names) if p.is_file()]
         if not files:
             what = "holds no image or video" if path.is_dir() else "no such file, folder or pattern"
-            raise ValueError(f"--input {word}: {what} (known: {' '.join(IMAGES + VIDEOS)})")
+            raise ValueError(f"--input {word}: {what} (known: {' '.join(IMAGE_SUFFIXES + VIDEOS)})")
         found += files
     return list(dict.fromkeys(found))
 

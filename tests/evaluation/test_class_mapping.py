@@ -5,30 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.evaluation.sets import BOXES, NAMES, PerfectDetector, coco_content, write_coco
+from tests.evaluation.sets import BOXES, NAMES, PerfectDetector, coco_content
 from tests.helpers import tiny_cfg
 
 pytestmark = pytest.mark.detectron2
-
-
-@pytest.fixture
-def register(tmp_path):
-    """A function that registers a set in COCO's format from the content of its json."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-    from detectron2.data.datasets import register_coco_instances
-
-    names = []
-
-    def call(name: str, content: dict) -> str:
-        json_file = write_coco(tmp_path / name, content)
-        register_coco_instances(name, {}, str(json_file), str(tmp_path / name))
-        names.append(name)
-        return name
-
-    yield call
-    for name in names:
-        DatasetCatalog.pop(name)
-        MetadataCatalog.pop(name)
 
 
 def config(tmp_path, train: str, test: str, *opts):
@@ -54,8 +34,8 @@ def test_a_perfect_detector_is_perfect(register, tmp_path, kind, evaluator):
     from hypernet_d2.engine import Trainer
 
     names, objects = VAL_SETS[kind]
-    train = register("train_set", coco_content())
-    val = register("val_set", coco_content(names, objects))
+    train = register(coco_content(), "train_set")
+    val = register(coco_content(names, objects), "val_set")
     cfg = config(tmp_path, train, val, "MODEL.HYPERNET.EVALUATOR", evaluator)
     model = PerfectDetector(NAMES, train, val)
     set_class_names(model, NAMES)
@@ -71,8 +51,8 @@ def test_without_class_names_in_the_checkpoint_the_training_set_has_them(registe
     from hypernet_d2.data import load_dataset
     from hypernet_d2.engine import Trainer
 
-    train = register("train_set", coco_content())
-    val = register("val_set", coco_content(NAMES[::-1]))
+    train = register(coco_content(), "train_set")
+    val = register(coco_content(NAMES[::-1]), "val_set")
     load_dataset(train)
     results = Trainer.test(config(tmp_path, train, val), PerfectDetector(NAMES, train, val))
     assert results["bbox"]["AP50"] == pytest.approx(100)
@@ -81,8 +61,8 @@ def test_without_class_names_in_the_checkpoint_the_training_set_has_them(registe
 def test_a_class_that_the_model_does_not_have_is_named_before_training(register, tmp_path):
     from hypernet_d2.engine import Trainer
 
-    train = register("train_set", coco_content())
-    val = register("val_set", coco_content(("owl", "dog", "zebra"), [("owl", BOXES["owl"])]))
+    train = register(coco_content(), "train_set")
+    val = register(coco_content(("owl", "dog", "zebra"), [("owl", BOXES["owl"])]), "val_set")
     message = (
         r"'val_set' has the classes \['owl', 'dog', 'zebra'\], but the training set 'train_set' "
         r"has \['owl', 'dog', 'cat'\]: 'zebra' cannot be matched"
@@ -95,8 +75,8 @@ def test_class_names_travel_with_the_checkpoint(register, tmp_path):
     from hypernet_d2.checkpoint import HyperNetCheckpointer, get_class_names
     from hypernet_d2.engine import Predictor, Trainer
 
-    train = register("train_set", coco_content())
-    val = register("val_set", coco_content(NAMES[::-1]))
+    train = register(coco_content(), "train_set")
+    val = register(coco_content(NAMES[::-1]), "val_set")
     cfg = config(tmp_path, train, val, "SOLVER.IMS_PER_BATCH", 2)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
@@ -114,7 +94,7 @@ def test_class_names_travel_with_the_checkpoint(register, tmp_path):
     # Of a set that numbers its classes in another way, ids do not fit the model's numbers.
     assert predictor.metadata.get("thing_dataset_id_to_contiguous_id") is None
 
-    other = register("other_set", coco_content(("cat", "dog", "owl")))
+    other = register(coco_content(("cat", "dog", "owl")), "other_set")
     resumed = Trainer(config(tmp_path, other, val, "SOLVER.MAX_ITER", 2))
     with pytest.raises(ValueError, match=r"classes \['owl', 'dog', 'cat'\], but the training data"):
         resumed.resume_or_load(resume=True)
@@ -127,7 +107,7 @@ def test_class_names_travel_with_the_checkpoint(register, tmp_path):
 def test_a_predictor_without_class_names_has_a_name_for_each_class(register, tmp_path):
     from hypernet_d2.engine import Predictor, Trainer
 
-    val = register("val_set", coco_content(NAMES[:2]))
+    val = register(coco_content(NAMES[:2]), "val_set")
     cfg = config(tmp_path, val, val)
     weights = tmp_path / "model.pth"
     torch.save({"model": Trainer.build_model(cfg).state_dict()}, weights)
