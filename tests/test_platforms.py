@@ -96,8 +96,26 @@ def test_training_and_detection_with_spawned_loaders_and_odd_paths(tmp_path):
     assert {"000.jpg", "001.jpg"} <= drawn
 
 
+DEFORMABLE = [
+    "MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.RES2_OUT_CHANNELS", "256",
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[False, False, False, True]",
+]  # fmt: skip
+ROTATED = [
+    "MODEL.PROPOSAL_GENERATOR.NAME", "RRPN", "MODEL.ROI_HEADS.NAME", "RROIHeads",
+    "MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator",
+    "MODEL.ANCHOR_GENERATOR.ANGLES", "[[-30, 0, 30]]",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated",
+    "MODEL.RPN.BBOX_REG_WEIGHTS", "(1.0, 1.0, 1.0, 1.0, 1.0)",
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", "(10.0, 10.0, 5.0, 5.0, 1.0)",
+]  # fmt: skip
+
+
 @pytest.mark.slow
-def test_a_layer_that_needs_the_compiled_part_is_named_without_it(tmp_path):
+@pytest.mark.parametrize(
+    ("layers", "named"),
+    [(DEFORMABLE, "DeformConv"), (ROTATED, "ROIAlignRotated, RROIHeads, RRPN: rotated boxes")],
+)
+def test_a_layer_that_needs_the_compiled_part_is_named_without_it(tmp_path, layers, named):
     write_voc(tmp_path / "data", count=2)
     code = """
     import sys
@@ -110,9 +128,7 @@ def test_a_layer_that_needs_the_compiled_part_is_named_without_it(tmp_path):
     config = ROOT / "configs" / "Digits-Detection" / "hypernet_R_18.yaml"
     options = [
         "MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "('plain',)", "DATASETS.TEST", "('plain',)",
-        "MODEL.ROI_HEADS.NUM_CLASSES", "2", "MODEL.RESNETS.DEPTH", "50",
-        "MODEL.RESNETS.RES2_OUT_CHANNELS", "256", "MODEL.WEIGHTS", "",
-        "MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[False, False, False, True]",
+        "MODEL.ROI_HEADS.NUM_CLASSES", "2", "MODEL.WEIGHTS", "", *layers,
     ]  # fmt: skip
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
     done = subprocess.run(
@@ -125,5 +141,5 @@ def test_a_layer_that_needs_the_compiled_part_is_named_without_it(tmp_path):
     )
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
-    assert "detectron2._C" in last and "DeformConv" in last
+    assert "detectron2._C" in last and named in last
     assert "Traceback" not in done.stderr

@@ -5,22 +5,63 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.layers import ROIAlignRotated
+from detectron2.modeling.proposal_generator.rrpn import RRPN
+from detectron2.modeling.roi_heads.rotated_fast_rcnn import RROIHeads
+from torch import nn
 
 from hypernet_d2.config import hypernet_node
 from hypernet_d2.data.parts import has_parts
 from hypernet_d2.utils.tiles import tile_boxes
 
 __all__ = [
+    "check_compiled_part",
     "check_num_classes",
     "check_resized_size",
+    "check_rotated_boxes",
     "check_test_time_augmentation",
     "check_tiles",
 ]
 
 logger = logging.getLogger(__name__)
+
+
+def check_compiled_part(model: nn.Module) -> None:
+    """
+    Raises:
+        ImportError: the model has modules for rotated boxes, whose operations are in detectron2's
+            compiled part, and that part is missing. Deformable convolutions raise by themselves.
+    """
+    rotated = (RRPN, RROIHeads, ROIAlignRotated)
+    names = {type(module).__name__ for module in model.modules() if isinstance(module, rotated)}
+    if names and not hasattr(torch.ops.detectron2, "box_iou_rotated"):
+        raise ImportError(
+            f"{', '.join(sorted(names))}: rotated boxes need detectron2._C, detectron2's compiled "
+            "part, which is missing or does not load; compile detectron2 for this PyTorch "
+            "(in a checkout of hypernet_d2: DETECTRON2_BUILD=1 tools/setup_env.sh)"
+        )
+
+
+def check_rotated_boxes(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: the model is trained on rotated boxes, which the stock mapper does not make.
+    """
+    names = {
+        "MODEL.PROPOSAL_GENERATOR.NAME": cfg.MODEL.PROPOSAL_GENERATOR.NAME,
+        "MODEL.ROI_HEADS.NAME": cfg.MODEL.ROI_HEADS.NAME,
+    }
+    found = [f"{key} {name!r}" for key, name in names.items() if name in ("RRPN", "RROIHeads")]
+    if found:
+        raise ValueError(
+            f"{' and '.join(found)}: needs rotated boxes, but this trainer loads upright ones; "
+            "expected a subclass of Trainer whose build_train_loader has a mapper with "
+            "detectron2.data.detection_utils.annotations_to_instances_rotated"
+        )
 
 
 def check_test_time_augmentation(cfg: CfgNode) -> None:

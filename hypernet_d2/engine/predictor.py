@@ -14,7 +14,7 @@ from hypernet_d2.checkpoint import HyperNetCheckpointer, get_class_names
 from hypernet_d2.config import hypernet_node
 from hypernet_d2.data import load_dataset
 
-from .checks import check_resized_size
+from .checks import check_compiled_part, check_resized_size
 from .finite import raise_if_not_finite
 from .tiled import TiledDetector
 
@@ -36,6 +36,7 @@ class Predictor(DefaultPredictor):
         FileNotFoundError: the file that ``MODEL.WEIGHTS`` names is missing.
         ValueError: ``MODEL.WEIGHTS`` is empty, of another model or not finite, or
             ``DATASETS.TEST`` is empty; see also :func:`check_tiles`.
+        ImportError: see :func:`check_compiled_part`.
         FloatingPointError (when called): the features of the image are not finite.
     """
 
@@ -48,6 +49,7 @@ class Predictor(DefaultPredictor):
         bare.defrost()
         bare.MODEL.WEIGHTS = ""
         super().__init__(bare)
+        check_compiled_part(self.model)
         self.cfg = cfg.clone()
         self.model.backbone.register_forward_hook(raise_if_not_finite)
         HyperNetCheckpointer(self.model, strict=True).load(cfg.MODEL.WEIGHTS)

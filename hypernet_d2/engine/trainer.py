@@ -37,7 +37,13 @@ from hypernet_d2.data.parts import has_parts
 from hypernet_d2.evaluation import ProposalRecallEvaluator, build_evaluator, map_classes
 from hypernet_d2.modeling.proposal_generator import proposal_network
 
-from .checks import check_num_classes, check_test_time_augmentation, check_tiles
+from .checks import (
+    check_compiled_part,
+    check_num_classes,
+    check_rotated_boxes,
+    check_test_time_augmentation,
+    check_tiles,
+)
 from .finite import LossCheck
 from .host_memory import HostMemory
 from .sigterm import ExitOnSigterm
@@ -191,8 +197,12 @@ class Trainer(DefaultTrainer):
         """The stock model; on a CPU the backbone is in channels-last layout, which is faster there.
 
         The heads are not: some stock ones take views that this layout does not allow.
+
+        Raises:
+            ImportError: see :func:`check_compiled_part`.
         """
         model = build_model(cfg)
+        check_compiled_part(model)
         logger.debug("Model:\n%s", model)  # the command line logs it to a file only
         if cfg.MODEL.DEVICE == "cpu":
             model.backbone.to(memory_format=torch.channels_last)
@@ -204,7 +214,11 @@ class Trainer(DefaultTrainer):
 
         Where the model labels parts they are loaded. Batch i is the same in a resumed run, see
         :func:`hypernet_d2.data.loader.build_train_loader`.
+
+        Raises:
+            ValueError: see :func:`check_rotated_boxes`.
         """
+        check_rotated_boxes(cfg)
         check_keypoint_settings(cfg)
         mapper = (PartDatasetMapper if has_parts(cfg) else NamedErrorDatasetMapper)(cfg, True)
         loader = build_train_loader(cfg, mapper)

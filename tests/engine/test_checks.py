@@ -1,6 +1,7 @@
 """What is refused before a model is built or trained."""
 
 import pytest
+import torch
 
 from tests.helpers import tiny_cfg
 
@@ -59,3 +60,42 @@ def test_the_number_of_classes_must_be_that_of_the_training_set(monkeypatch):
                 check(1, *opts)
     finally:
         MetadataCatalog.pop("counted")
+
+
+ROTATED = [
+    "MODEL.PROPOSAL_GENERATOR.NAME", "RRPN",
+    "MODEL.ROI_HEADS.NAME", "RROIHeads",
+    "MODEL.ANCHOR_GENERATOR.NAME", "RotatedAnchorGenerator",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated",
+    "MODEL.RPN.BBOX_REG_WEIGHTS", (1.0,) * 5,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", (1.0,) * 5,
+]  # fmt: skip
+
+
+@pytest.fixture
+def no_compiled_part(monkeypatch):
+    """torch.ops as in a process that has not loaded detectron2._C."""
+    monkeypatch.setattr(torch.ops, "detectron2", torch._ops._OpNamespace("absent"))
+
+
+@pytest.mark.parametrize(
+    ("opts", "named"),
+    [
+        (ROTATED, "ROIAlignRotated, RROIHeads, RRPN"),
+        (ROTATED[:2] + ROTATED[4:6] + ROTATED[8:10], "RRPN"),
+        (["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignRotated"], "ROIAlignRotated"),
+    ],
+)
+def test_rotated_boxes_without_the_compiled_part_are_refused(no_compiled_part, opts, named):
+    from hypernet_d2.engine import Trainer
+
+    with pytest.raises(ImportError, match=rf"^{named}: rotated boxes need detectron2._C"):
+        Trainer.build_model(tiny_cfg(*opts))
+    Trainer.build_model(tiny_cfg())
+
+
+def test_training_on_rotated_boxes_needs_a_loader_of_its_own():
+    from hypernet_d2.engine import Trainer
+
+    with pytest.raises(ValueError, match="'RRPN' and MODEL.ROI_HEADS.NAME 'RROIHeads': needs rota"):
+        Trainer.build_train_loader(tiny_cfg(*ROTATED))
