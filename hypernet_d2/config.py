@@ -54,14 +54,24 @@ def add_hypernet_config(cfg: CN) -> None:
     # set, for instance to add classes later; otherwise the difference is an error.
     hyper.ALLOW_UNUSED_CLASSES = False
 
-    # ---- Tiles: detection in parts of large images, for evaluation and demo ---------------------
+    # ---- Tiles: parts of large images -----------------------------------------------------------
     hyper.TILES = CN()
-    # Side of a tile in pixels of the image as it is in its file; 0 detects in the whole image at
-    # once. Each tile is resized by INPUT.MIN_SIZE_TEST and detected in alone.
+    # Side of a tile in evaluation and demo, in pixels of the image as it is in its file; 0 detects
+    # in the whole image at once. Each tile is resized by INPUT.MIN_SIZE_TEST and detected in alone.
     # TEST.DETECTIONS_PER_IMAGE and MODEL.RPN.POST_NMS_TOPK_TEST limit each tile.
     hyper.TILES.SIZE = 0
-    # Pixels by which neighboring tiles overlap; at least the side of most objects, less than SIZE.
+    # Pixels by which neighboring tiles overlap; at least the side of most objects, less than SIZE
+    # and TRAIN_SIZE.
     hyper.TILES.OVERLAP = 128
+    # Side of a tile in training; 0 trains on whole images. Tiles are cut when an image is read, and
+    # resized by INPUT.MIN_SIZE_TRAIN.
+    hyper.TILES.TRAIN_SIZE = 0
+    # Share of the area of an object's box that a tile has to show to be trained on the object, in
+    # (0, 1]. Otherwise the object is background in this tile.
+    hyper.TILES.TRAIN_MIN_VISIBLE = 0.5
+    # Share of the tiles without objects among the training tiles, in [0, 1). Those used are drawn
+    # at random once. Images without objects count if DATALOADER.FILTER_EMPTY_ANNOTATIONS is False.
+    hyper.TILES.TRAIN_EMPTY_SHARE = 0.1
 
     # ---- The hyper feature (paper 3.1) ---------------------------------------------------------
     hyper.FEATURE = CN()

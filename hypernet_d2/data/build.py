@@ -18,10 +18,13 @@ from detectron2.data.build import (
 )
 from torch.utils import data
 
+from hypernet_d2.config import hypernet_node
+
 from .config_checks import check_keypoints, check_masks, warn_of_many_objects, warn_of_unfit_windows
 from .image_files import check_image_sizes
 from .load import check_registered, load_dataset
 from .proposals import add_proposals
+from .tiles import training_tiles
 
 __all__ = ["get_test_records", "get_training_records"]
 
@@ -30,7 +33,8 @@ def get_training_records(cfg: CfgNode) -> list[dict] | data.Dataset:
     """The records of ``DATASETS.TRAIN``.
 
     Images without objects are left out under ``DATALOADER.FILTER_EMPTY_ANNOTATIONS``, and with
-    keypoints those with fewer than ``MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE``.
+    keypoints those with fewer than ``MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE``. With
+    ``MODEL.HYPERNET.TILES.TRAIN_SIZE`` the records are those of tiles, see `training_tiles`.
 
     Returns:
         The records of all sets in one list, or the torch data set if one is registered.
@@ -42,6 +46,11 @@ def get_training_records(cfg: CfgNode) -> list[dict] | data.Dataset:
     names = _check_names(cfg.DATASETS.TRAIN, "DATASETS.TRAIN")
     sets = [load_dataset(name) for name in names]
     if isinstance(sets[0], data.Dataset):
+        if hypernet_node(cfg).TILES.TRAIN_SIZE:
+            raise ValueError(
+                f"data set {names[0]!r} is a torch data set, which cannot be cut into tiles; "
+                "expected a list of dicts, or MODEL.HYPERNET.TILES.TRAIN_SIZE 0"
+            )
         return sets[0] if len(sets) == 1 else data.ConcatDataset(sets)
     for name, records in zip(names, sets, strict=True):
         if not any("annotations" in record for record in records):
@@ -53,6 +62,7 @@ def get_training_records(cfg: CfgNode) -> list[dict] | data.Dataset:
     if cfg.MODEL.LOAD_PROPOSALS:
         _add_proposals(sets, cfg.DATASETS.PROPOSAL_FILES_TRAIN, names, "TRAIN")
     sets = _leave_out_images(cfg, sets, names)
+    sets = [training_tiles(cfg, one, name) for one, name in zip(sets, names, strict=True)]
     records = list(itertools.chain.from_iterable(sets))
     classes = MetadataCatalog.get(names[0]).get("thing_classes")
     warn_of_unfit_windows(cfg, records, names)

@@ -18,6 +18,7 @@ from hypernet_d2.utils.coco_json import join_first, shorten
 from hypernet_d2.utils.tiles import tile_boxes
 
 from .parts import has_parts
+from .tiles import input_size
 
 __all__ = [
     "check_keypoint_settings",
@@ -234,7 +235,7 @@ def _most_objects(record: dict, tiles: CfgNode) -> int:
 def _sides_in_network_input(cfg: CfgNode, records: list[dict]) -> Iterator[tuple[float, float]]:
     """(width, height) of each object, at each training size that the config lists."""
     for record in records:
-        short, long = sorted((record["height"], record["width"]))
+        short, long = sorted(input_size(record))
         scales = [
             min(side / short, cfg.INPUT.MAX_SIZE_TRAIN / long) if side else 1.0
             for side in cfg.INPUT.MIN_SIZE_TRAIN

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import (
@@ -17,7 +18,10 @@ from detectron2.data.detection_utils import (
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
+from hypernet_d2.config import hypernet_node
 from hypernet_d2.utils.images import as_shown
+
+from .tiles import tile_transform
 
 
 def read_named(path: str | os.PathLike, format: str = "BGR") -> np.ndarray:
@@ -39,12 +43,21 @@ def read_named(path: str | os.PathLike, format: str = "BGR") -> np.ndarray:
 
 class NamedErrorDatasetMapper(DatasetMapper):
     """`detectron2.data.DatasetMapper` with `read_named` as its reader, and errors that name the
-    image.
+    image. It cuts out the ``tile`` of a dataset dict, see `hypernet_d2.data.tiles`.
 
     Raises:
         ValueError: the image of the dataset dict is missing, truncated, no image or of another
             size than the dict says, or its annotations do not fit the settings.
     """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        """The stock mapper's keys and ``MODEL.HYPERNET.TILES.TRAIN_SIZE``."""
+        options = super().from_config(cfg, is_train)
+        if is_train and hypernet_node(cfg).TILES.TRAIN_SIZE:
+            # As the stock one does for crops: around what a tile shows of a mask.
+            options["recompute_boxes"] = options["use_instance_mask"]
+        return options
 
     def __call__(self, dataset_dict: dict) -> dict:
         file_name = dataset_dict["file_name"]
@@ -72,7 +85,11 @@ class NamedErrorDatasetMapper(DatasetMapper):
         if sem_seg is not None:
             sem_seg = read_image(sem_seg, "L").squeeze(2)
         augmented = T.AugInput(image, sem_seg=sem_seg)
-        transforms = self.augmentations(augmented)
+        cut = T.TransformList([])
+        if "tile" in dataset_dict:
+            cut += T.TransformList([tile_transform(dataset_dict)])
+            augmented.transform(cut)
+        transforms = cut + self.augmentations(augmented)
         image_shape = augmented.image.shape[:2]
         dataset_dict["image"] = torch.from_numpy(
             np.ascontiguousarray(augmented.image.transpose(2, 0, 1))

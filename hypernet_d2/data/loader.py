@@ -32,6 +32,7 @@ from detectron2.utils import comm
 from torch.utils import data
 
 from .build import get_test_records, get_training_records
+from .tiles import input_size
 
 __all__ = [
     "build_test_loader",
@@ -78,7 +79,8 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> Iterable
         return build_detection_train_loader(**parts)
     groups = None
     if parts["aspect_ratio_grouping"]:
-        groups = [record["width"] > record["height"] for record in dataset]
+        sizes = map(input_size, dataset)
+        groups = [width > height for height, width in sizes]
     seed = cfg.SEED if cfg.SEED >= 0 else int.from_bytes(os.urandom(8), "big")
     return data.DataLoader(
         _SeededDataset(MapDataset(DatasetFromList(dataset, copy=False), mapper), seed),

@@ -99,8 +99,8 @@ def train_alternating(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
 
     Raises:
         ValueError: the config's model does not propose regions by itself, or does not support
-            ``TEST.AUG.ENABLED`` or ``MODEL.HYPERNET.TILES``; or a test set cannot be evaluated,
-            see :func:`build_evaluator`.
+            ``TEST.AUG.ENABLED`` or ``MODEL.HYPERNET.TILES``; training tiles are set; or a test set
+            cannot be evaluated, see :func:`build_evaluator`.
     """
     _check_model(cfg)
     check_test_time_augmentation(cfg)
@@ -170,6 +170,11 @@ def _check_model(cfg: CfgNode) -> None:
             f"MODEL.LOAD_PROPOSALS is {model.LOAD_PROPOSALS} and MODEL.PROPOSAL_GENERATOR.NAME is "
             f"{model.PROPOSAL_GENERATOR.NAME!r}; the alternating schedule trains a proposal "
             "generator, and makes the precomputed proposals itself"
+        )
+    if size := model.HYPERNET.TILES.TRAIN_SIZE:
+        raise ValueError(
+            f"MODEL.HYPERNET.TILES.TRAIN_SIZE is {size}, but the alternating schedule trains on "
+            "whole images; expected TRAIN_SIZE 0, or --schedule joint"
         )
 
 

@@ -92,18 +92,14 @@ def check_test_time_augmentation(cfg: CfgNode) -> None:
 def check_tiles(cfg: CfgNode) -> None:
     """
     Raises:
-        ValueError: ``MODEL.HYPERNET.TILES`` is set for a model of other than boxes, or is out of
-            its range: 0 <= OVERLAP < SIZE.
+        ValueError: ``MODEL.HYPERNET.TILES.SIZE`` is set for a model of other than boxes; or a key
+            of ``MODEL.HYPERNET.TILES`` is out of its range.
     """
     tiles = hypernet_node(cfg).TILES
+    check_training_tiles(cfg)
     if not tiles.SIZE:
         return
-    try:
-        tile_boxes((1, 1), tiles.SIZE, tiles.OVERLAP)
-    except ValueError as error:
-        raise ValueError(
-            f"MODEL.HYPERNET.TILES.SIZE {tiles.SIZE} and OVERLAP {tiles.OVERLAP}: {error}"
-        ) from error
+    _check_tile_size(tiles, "SIZE")
     unsupported = {
         "MODEL.MASK_ON True": cfg.MODEL.MASK_ON,
         "MODEL.KEYPOINT_ON True": cfg.MODEL.KEYPOINT_ON,
@@ -119,6 +115,51 @@ def check_tiles(cfg: CfgNode) -> None:
             f"MODEL.HYPERNET.TILES.SIZE is {tiles.SIZE}, but detection in tiles does not support "
             f"{', '.join(found)}; expected MODEL.HYPERNET.TILES.SIZE 0"
         )
+
+
+def check_training_tiles(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: ``MODEL.HYPERNET.TILES.TRAIN_SIZE`` is set for a model that is trained on
+            proposals of whole images, or with polygons that cannot be cut; or a key is out of its
+            range.
+    """
+    tiles = hypernet_node(cfg).TILES
+    if not tiles.TRAIN_SIZE:
+        return
+    _check_tile_size(tiles, "TRAIN_SIZE")
+    if not 0 < tiles.TRAIN_MIN_VISIBLE <= 1:
+        raise ValueError(
+            f"MODEL.HYPERNET.TILES.TRAIN_MIN_VISIBLE is {tiles.TRAIN_MIN_VISIBLE}; expected a "
+            "number greater than 0 and at most 1"
+        )
+    if not 0 <= tiles.TRAIN_EMPTY_SHARE < 1:
+        raise ValueError(
+            f"MODEL.HYPERNET.TILES.TRAIN_EMPTY_SHARE is {tiles.TRAIN_EMPTY_SHARE}; expected a "
+            "number of 0 or more and less than 1"
+        )
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise ValueError(
+            f"MODEL.HYPERNET.TILES.TRAIN_SIZE is {tiles.TRAIN_SIZE}, but MODEL.LOAD_PROPOSALS True "
+            "trains on proposals of whole images; expected TRAIN_SIZE 0"
+        )
+    if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon" and not has_parts(cfg):
+        try:
+            import shapely  # noqa: F401  (detectron2 cuts polygons with it)
+        except ImportError as error:
+            raise ImportError(
+                f"MODEL.HYPERNET.TILES.TRAIN_SIZE {tiles.TRAIN_SIZE} with INPUT.MASK_FORMAT "
+                "'polygon' needs shapely: pip install shapely, or INPUT.MASK_FORMAT 'bitmask'"
+            ) from error
+
+
+def _check_tile_size(tiles: CfgNode, key: str) -> None:
+    try:
+        tile_boxes((1, 1), tiles[key], tiles.OVERLAP)
+    except ValueError as error:
+        raise ValueError(
+            f"MODEL.HYPERNET.TILES.{key} {tiles[key]} and OVERLAP {tiles.OVERLAP}: {error}"
+        ) from error
 
 
 def check_resized_size(cfg: CfgNode, size: tuple[int, int]) -> None:

@@ -260,7 +260,13 @@ def unused_keys(cfg) -> set[str]:
         for key in cfg.MODEL.HYPERNET.HYPERCOLUMN
         if not readers.get(key, every) & present
     }
-    return unused if cfg.MODEL.HYPERNET.TILES.SIZE else {*unused, "MODEL.HYPERNET.TILES.OVERLAP"}
+    tiles = cfg.MODEL.HYPERNET.TILES
+    if not tiles.TRAIN_SIZE:
+        unused |= {
+            "MODEL.HYPERNET.TILES.TRAIN_MIN_VISIBLE",
+            "MODEL.HYPERNET.TILES.TRAIN_EMPTY_SHARE",
+        }
+    return unused if tiles.SIZE or tiles.TRAIN_SIZE else {*unused, "MODEL.HYPERNET.TILES.OVERLAP"}
 
 
 @pytest.mark.parametrize("name", FILES)
