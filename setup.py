@@ -29,15 +29,19 @@ EXTRAS = {
     "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.17"],
     "plots": ["matplotlib"],
     "tensorboard": ["tensorboard"],
+    # What "trackers" (2.6 or later) needs except opencv-python, which would overwrite the headless
+    # OpenCV, so that it is installed with --no-deps.
+    "track": ["supervision>=0.26.1", "scipy>=1.13.1", "rich>=13", "requests>=2.28", "pydeprecate"],
     "web": ["gradio>=6", "onnxruntime>=1.17"],
     # timm: imported by detectron2's ViT.
     "test": ["pytest>=8", "hypothesis", "PyYAML", "pytest-xdist", "timm"],
     # One minor version: another one may format, and then lint, differently.
     "lint": ["ruff>=0.17,<0.18"],
 }
+# Gradio brings some forty packages, and an older Pillow, for one page; supervision brings FFmpeg.
+NOT_IN_DEV = ("opencv", "track", "web")
 EXTRAS["dev"] = sorted(
-    # Gradio brings some forty packages, and an older Pillow, for one page.
-    {name for extra, names in EXTRAS.items() if extra not in ("opencv", "web") for name in names}
+    {name for extra, names in EXTRAS.items() if extra not in NOT_IN_DEV for name in names}
 )
 
 setup(

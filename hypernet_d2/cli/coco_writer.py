@@ -32,7 +32,8 @@ class CocoWriter:
 
     ``annotations`` has the fields of COCO's results (``image_id``, ``category_id``, ``bbox`` as x,
     y, width and height in pixels, ``score``); ``images`` has ``file_name``, ``width``, ``height``
-    and, for videos, ``frame``, counted from 0.
+    and, for videos, ``frame``, counted from 0. Detections that have ``track_ids`` are written with
+    ``track_id``, which is null for 0.
     """
 
     def __init__(self, stream: IO[str], predictor: Predictor):
@@ -56,11 +57,14 @@ class CocoWriter:
         image_id = len(self.images) + 1
         image = {"id": image_id, "file_name": file_name, "width": width, "height": height}
         self.images.append(json.dumps(image if frame is None else {**image, "frame": frame}))
-        for result in instances_to_coco_json(instances, image_id):
+        ids = instances.track_ids.tolist() if instances.has("track_ids") else None
+        for i, result in enumerate(instances_to_coco_json(instances, image_id)):
             self.stream.write(",\n" if self.num_annotations else "\n")
             self.num_annotations += 1
             result["category_id"] = self.category_ids[result["category_id"]]
             area = result["bbox"][2] * result["bbox"][3]
+            if ids is not None:
+                result["track_id"] = ids[i] or None
             self.stream.write(
                 json.dumps({"id": self.num_annotations, **result, "area": area, "iscrowd": 0})
             )

@@ -12,6 +12,7 @@ import argparse
 import glob
 import logging
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,16 @@ from hypernet_d2.utils.images import IMAGE_SUFFIXES
 
 from .arguments import CommandParser, add_config_arguments
 from .coco_writer import CocoWriter, coco_writer
-from .video import CODECS, VIDEOS, open_video_writer, read_frames, show_frame
+from .tracking import LOW_SCORE, Tracker, check_trackers
+from .video import (
+    CODECS,
+    VIDEOS,
+    frame_rate,
+    open_video,
+    open_video_writer,
+    read_frames,
+    show_frame,
+)
 from .views import VIEWS, Viewer, side_by_side
 
 JPEG_QUALITY = 95
@@ -72,6 +82,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar=("CONFIG", "WEIGHTS"),
         help="a second model, drawn on the right; --opts and --data apply to both",
     )
+    add("--track", action="store_true", help="give the objects of a video identities")
     add("--json", type=Path, metavar="FILE", help="write the detections in COCO's format")
     add("--codec", choices=CODECS, default="mp4v", help="of the videos written (default: mp4v)")
     add_data_argument(parser)
@@ -89,13 +100,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--tile is for detections; leave out --show {args.show}")
     if args.tile is not None and args.tile < 1:
         parser.error(f"--tile {args.tile}: expected 1 or more pixels")
+    if args.track and (args.show != "detections" or args.compare):
+        parser.error("--track follows one model's detections: leave out --show and --compare")
     if args.output.exists() and not args.output.is_dir():
         parser.error(f"--output {args.output}: is a file; expected a folder")
     try:
         args.files = find_inputs(args.input or [])
     except ValueError as error:
         parser.error(str(error))
+    picture = next((file for file in args.files if not is_video(file)), None)
+    if args.track and picture is not None:
+        parser.error(f"--track is for videos; {picture} is none")
     return args
+
+
+def is_video(file: Path) -> bool:
+    return file.suffix.lower() in VIDEOS
 
 
 def find_inputs(inputs: list[str]) -> list[Path]:
@@ -138,8 +158,9 @@ def build_viewer(args: argparse.Namespace) -> tuple[Predictor, Viewer]:
 
 def demo_cfg(args: argparse.Namespace, config_file: str) -> CfgNode:
     cfg = setup_cfg(argparse.Namespace(config_file=config_file, opts=args.opts, data=args.data))
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.threshold
-    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.threshold
+    threshold = min(args.threshold, LOW_SCORE) if args.track else args.threshold
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
+    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold
     tiles = cfg.MODEL.HYPERNET.TILES
     if args.show != "detections":
         tiles.SIZE = 0
@@ -184,9 +205,16 @@ def run_image(path: Path, viewer: Viewer, names: OutputNames, coco: CocoWriter |
 
 
 def run_video(
-    source: Path | int, viewer: Viewer, names: OutputNames, codec: str, coco: CocoWriter | None
+    source: Path | int,
+    viewer: Viewer,
+    names: OutputNames,
+    codec: str,
+    coco: CocoWriter | None,
+    new_tracker: Callable[[float], Tracker] | None = None,
 ) -> None:
     """Read, draw and write frame by frame; ``source`` is a file or the number of a camera.
+
+    ``new_tracker`` makes the tracker of a video with a frame rate; None for no tracking.
 
     Raises:
         UnreadableError: the source cannot be opened, has no frame, or ends early.
@@ -194,12 +222,16 @@ def run_video(
     """
     camera = isinstance(source, int)
     name = f"webcam {source}" if camera else str(source)
-    capture = cv2.VideoCapture(source if camera else str(source))
+    capture = open_video(source)
+    tracker = new_tracker(frame_rate(capture)) if new_tracker else None
     writer, count, start = None, 0, time.perf_counter()
     expected = 0 if camera else max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     try:
-        for frame in tqdm(read_frames(capture), total=expected or None, desc=name, unit="frame"):
-            view = viewer(frame)
+        frames = tqdm(read_frames(capture), total=expected or None, desc=name, unit="frame")
+        for frame, seconds in frames:
+            if camera:  # frames are left out while one is processed
+                seconds = time.perf_counter() - start
+            view = viewer(frame, partial(tracker, seconds=seconds)) if tracker else viewer(frame)
             picture = cv2.cvtColor(view.picture, cv2.COLOR_RGB2BGR)
             if writer is None:
                 file = names.next("webcam" if camera else source.stem, CODECS[codec])
@@ -228,13 +260,14 @@ def run_video(
 def run(args: argparse.Namespace, viewer: Viewer, coco: CocoWriter | None) -> list[str]:
     """Process all inputs; return those that could not be read, each with the reason."""
     names, failures = OutputNames(args.output, args.files), []
+    new_tracker = partial(Tracker, args.threshold) if args.track else None
     sources = args.files if args.webcam is None else [args.webcam]
     for source in tqdm(sources, unit="file"):
         try:
-            if isinstance(source, Path) and source.suffix.lower() not in VIDEOS:
+            if isinstance(source, Path) and not is_video(source):
                 run_image(source, viewer, names, coco)
             else:
-                run_video(source, viewer, names, args.codec, coco)
+                run_video(source, viewer, names, args.codec, coco, new_tracker)
         except UnreadableError as error:
             failures.append(f"{source}: {error}")
             logger.error(failures[-1])
@@ -244,6 +277,8 @@ def run(args: argparse.Namespace, viewer: Viewer, coco: CocoWriter | None) -> li
 def main(argv: list[str] | None = None) -> int:
     """Return 1 if an input could not be read, else 0."""
     args = parse_args(argv)
+    if args.track:
+        check_trackers()
     setup_logger(name="hypernet_d2")
     predictor, viewer = build_viewer(args)
     args.output.mkdir(parents=True, exist_ok=True)

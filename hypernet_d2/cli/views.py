@@ -11,17 +11,20 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
+from detectron2.data import Metadata
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import nn
 
 from hypernet_d2.engine import Predictor
-from hypernet_d2.engine.visualizer import BoxVisualizer, score_colors
+from hypernet_d2.engine.visualizer import BoxVisualizer, distinct_colors, score_colors
 from hypernet_d2.layers import hypercolumn_picture
 
 __all__ = ["VIEWS", "View", "Viewer", "output_of", "side_by_side"]
 
 STRIP, PAD = 30, 8  # pixels: height of a caption, and space around its text
+_UNTRACKED = [160, 160, 160]  # red, green, blue of a detection without an identity
 
 
 class View(NamedTuple):
@@ -35,11 +38,36 @@ class View(NamedTuple):
 Viewer = Callable[[np.ndarray], View]  # of an image (H, W, 3), BGR, uint8
 
 
-def view_detections(predictor: Predictor, args: argparse.Namespace, image: np.ndarray) -> View:
+def view_detections(
+    predictor: Predictor,
+    args: argparse.Namespace,
+    image: np.ndarray,
+    track: Callable[[Instances], Instances] | None = None,
+) -> View:
+    """The detections, or with ``track`` what it returns for them, in the colors of identities."""
     instances = predictor(image)["instances"].to("cpu")
-    visualizer = BoxVisualizer(image[:, :, ::-1], predictor.metadata)
-    picture = visualizer.draw_instance_predictions(instances).get_image()
+    drawn, metadata = instances, predictor.metadata
+    if track is not None:
+        instances = track(instances)
+        drawn, metadata = _with_identities(instances, metadata)
+    visualizer = BoxVisualizer(image[:, :, ::-1], metadata)
+    picture = visualizer.draw_instance_predictions(drawn).get_image()
     return View(picture, f"{len(instances)} detections", instances)
+
+
+def _with_identities(instances: Instances, metadata: Metadata) -> tuple[Instances, Metadata]:
+    """Each detection as a class of its own, with the name and color of its identity."""
+    names = metadata.get("thing_classes")
+    classes = [names[i] if names else str(i) for i in instances.pred_classes.tolist()]
+    ids = instances.track_ids.tolist()
+    labels = [f"#{id} {name}" if id else name for id, name in zip(ids, classes, strict=True)]
+    colors = [_UNTRACKED if not id else distinct_colors([id])[0] for id in ids]
+    drawn = Instances(instances.image_size, **instances.get_fields())
+    drawn.pred_classes = torch.arange(len(instances))
+    others = metadata.as_dict()
+    for key in ("thing_classes", "thing_colors"):
+        others.pop(key, None)
+    return drawn, Metadata(**others, thing_classes=labels, thing_colors=colors)
 
 
 def view_proposals(predictor: Predictor, args: argparse.Namespace, image: np.ndarray) -> View:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import matplotlib
 import numpy as np
@@ -13,7 +14,7 @@ from matplotlib.collections import PolyCollection
 
 from hypernet_d2.utils.drawing import place_label
 
-__all__ = ["BoxVisualizer", "score_colors"]
+__all__ = ["BoxVisualizer", "distinct_colors", "score_colors"]
 
 _MIN_FONT = 9.0  # points of the drawn picture, at matplotlib's 100 dots an inch
 _FONT_PER_SIDE = 1 / 50  # points per pixel of the picture's mean side
@@ -25,15 +26,19 @@ def score_colors(scores: np.ndarray) -> np.ndarray:
     return matplotlib.colormaps["plasma"](scores)[:, :3]
 
 
+def distinct_colors(numbers: Iterable[int]) -> list[list[int]]:
+    """Red, green and blue, 0 to 255, for each number; equal numbers have equal colors."""
+    # Without the dark and the gray colors, which cannot be seen in many photographs.
+    palette = [c.astype(int).tolist() for c in colormap(rgb=True) if c.max() > 127 < np.ptp(c)]
+    return [palette[number % len(palette)] for number in numbers]
+
+
 def _with_thing_colors(metadata: Metadata) -> Metadata:
     """A copy in which every class has a color, for ``ColorMode.SEGMENTATION``."""
     if metadata.get("thing_colors") is not None:
         return metadata
     count = len(metadata.get("thing_classes") or ()) or _MAX_UNNAMED_CLASSES
-    # Without the dark and the gray colors, which cannot be seen in many photographs.
-    palette = [c.astype(int).tolist() for c in colormap(rgb=True) if c.max() > 127 < np.ptp(c)]
-    colors = [palette[i % len(palette)] for i in range(count)]
-    return Metadata(**metadata.as_dict()).set(thing_colors=colors)
+    return Metadata(**metadata.as_dict()).set(thing_colors=distinct_colors(range(count)))
 
 
 class BoxVisualizer(Visualizer):

@@ -156,6 +156,18 @@ def test_video_is_written_frame_by_frame(demo, model, tmp_path):
     ]
 
 
+def test_a_video_is_tracked_in_tiles(demo, model, tmp_path):
+    pytest.importorskip("trackers", reason="--track needs the package trackers")
+    video, file = write_video(tmp_path / "clip.avi"), tmp_path / "found.json"
+    words = ["--input", video, "--output", str(tmp_path / "out"), "--json", str(file)]
+    assert demo["main"]([*model, *words, "--track", "--tile", "50"]) == 0
+    content = json.loads(file.read_text())
+    assert len(content["images"]) == len(frames_of(tmp_path / "out" / "clip.mp4")) == 4
+    ids = [(one["image_id"], one["track_id"]) for one in content["annotations"]]
+    assert {id for frame, id in ids if frame == 1} == {None}  # to be confirmed
+    assert all(id is None or id >= 1 for _, id in ids)
+
+
 def test_a_video_that_ends_early_or_is_none_is_an_error(demo, model, tmp_path, errors):
     cut, none = tmp_path / "cut.avi", tmp_path / "none.mp4"
     write_video(cut, 8)
