@@ -46,6 +46,11 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
         [],
         "draw a data set, list suspicious boxes, check its images",
     ),
+    "tiles": (
+        "hypernet_d2.cli.tiles",
+        [],
+        "write the training tiles of a data set as images with a COCO json",
+    ),
     "compare": ("hypernet_d2.cli.compare", [], "write a report on several trained models"),
     "benchmark": ("hypernet_d2.cli.benchmark", [], "measure time and memory of models"),
     "contact-sheet": (

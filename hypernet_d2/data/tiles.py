@@ -19,7 +19,7 @@ from detectron2.utils.logger import log_first_n
 from hypernet_d2.config import hypernet_node
 from hypernet_d2.utils.tiles import tile_boxes
 
-__all__ = ["cut_records", "input_size", "tile_transform", "training_tiles"]
+__all__ = ["check_shapely", "cut_records", "input_size", "tile_transform", "training_tiles"]
 
 
 def training_tiles(cfg: CfgNode, records: list[dict], name: str) -> list[dict]:
@@ -117,6 +117,20 @@ def visible_share(boxes: np.ndarray, tiles: np.ndarray) -> np.ndarray:
     tiles = tiles[:, None]
     shown = np.minimum(boxes[:, 2:], tiles[..., 2:]) - np.maximum(boxes[:, :2], tiles[..., :2])
     return shown.clip(min=0).prod(axis=-1) / (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+
+
+def check_shapely() -> None:
+    """
+    Raises:
+        ImportError: shapely, with which detectron2 cuts polygons, is not installed.
+    """
+    try:
+        import shapely  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "the polygons of objects are cut at the borders of tiles by shapely: "
+            "pip install shapely"
+        ) from error
 
 
 def input_size(record: dict) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from hypernet_d2.config import hypernet_node
 from hypernet_d2.data.parts import has_parts
+from hypernet_d2.data.tiles import check_shapely
 from hypernet_d2.utils.tiles import tile_boxes
 
 __all__ = [
@@ -121,8 +122,8 @@ def check_training_tiles(cfg: CfgNode) -> None:
     """
     Raises:
         ValueError: ``MODEL.HYPERNET.TILES.TRAIN_SIZE`` is set for a model that is trained on
-            proposals of whole images, or with polygons that cannot be cut; or a key is out of its
-            range.
+            proposals of whole images, or a key is out of its range.
+        ImportError: polygons have to be cut, and shapely is not installed.
     """
     tiles = hypernet_node(cfg).TILES
     if not tiles.TRAIN_SIZE:
@@ -143,14 +144,8 @@ def check_training_tiles(cfg: CfgNode) -> None:
             f"MODEL.HYPERNET.TILES.TRAIN_SIZE is {tiles.TRAIN_SIZE}, but MODEL.LOAD_PROPOSALS True "
             "trains on proposals of whole images; expected TRAIN_SIZE 0"
         )
-    if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon" and not has_parts(cfg):
-        try:
-            import shapely  # noqa: F401  (detectron2 cuts polygons with it)
-        except ImportError as error:
-            raise ImportError(
-                f"MODEL.HYPERNET.TILES.TRAIN_SIZE {tiles.TRAIN_SIZE} with INPUT.MASK_FORMAT "
-                "'polygon' needs shapely: pip install shapely, or INPUT.MASK_FORMAT 'bitmask'"
-            ) from error
+    if cfg.MODEL.MASK_ON and not has_parts(cfg):
+        check_shapely()
 
 
 def _check_tile_size(tiles: CfgNode, key: str) -> None:

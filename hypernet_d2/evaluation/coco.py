@@ -7,7 +7,7 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -15,15 +15,20 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 
 from hypernet_d2.checkpoint import OUTPUT_FILES
+from hypernet_d2.config import hypernet_node
 from hypernet_d2.data import load_dataset
 from hypernet_d2.data.parts import has_parts
 from hypernet_d2.utils.coco_json import join_first, read_coco_json, select_polygons
+from hypernet_d2.utils.tiles import tile_boxes
 
 __all__ = ["build_coco_evaluator", "max_detections", "records_to_coco"]
 
 logger = logging.getLogger(__name__)
+
+_COCO_LIMIT = 100  # detections of a class in an image
 
 # What COCO's evaluation needs of each object for a task, and the key that trains its head.
 _TASKS = {
@@ -40,9 +45,9 @@ def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> CO
     also written for a json that lacks what COCO's evaluation needs.
 
     Args:
-        cfg: of the model. ``TEST.DETECTIONS_PER_IMAGE`` above 100 raises COCO's limit of 100
-            detections; ``MODEL.MASK_ON`` and ``MODEL.KEYPOINT_ON`` add their tasks if the set has
-            such ground truth.
+        cfg: of the model. ``TEST.DETECTIONS_PER_IMAGE`` above 100, and tiles, raise COCO's limit of
+            100 detections, which is logged; ``MODEL.MASK_ON`` and ``MODEL.KEYPOINT_ON`` add their
+            tasks if the set has such ground truth.
         dataset_name: a registered set. Each process has to call this.
         output_dir: for the conversion and the detections.
 
@@ -73,22 +78,40 @@ def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> CO
     values = {"thing_classes": classes, "json_file": path}
     if ids := metadata.get("thing_dataset_id_to_contiguous_id"):
         values["thing_dataset_id_to_contiguous_id"] = ids
+    limit = max_detections(cfg, records)
+    if limit != _COCO_LIMIT:
+        log_first_n(
+            logging.INFO,
+            f"data set {dataset_name!r}: AP and AR count up to {limit} detections of a class in an "
+            f"image, COCO's own {_COCO_LIMIT}",
+            name=__name__,
+            key="message",
+        )
     with _temporary_metadata(f"{dataset_name}_ground_truth", values) as name:
         return COCOEvaluator(
             name,
             tasks,
             output_dir=output_dir,
-            max_dets_per_image=max_detections(cfg),
+            max_dets_per_image=limit,
             kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         )
 
 
-def max_detections(cfg: CfgNode) -> int:
-    """The number of detections of a class in an image that are evaluated; at least COCO's 100."""
+def max_detections(cfg: CfgNode, records: Iterable[dict] = ()) -> int:
+    """The number of detections of a class in an image that are evaluated; at least COCO's 100.
+
+    Otherwise it is ``TEST.DETECTIONS_PER_IMAGE``; with ``MODEL.HYPERNET.TILES``, where that limits
+    each tile, times the number of tiles of the image with the most.
+    """
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if limit < 0:  # no limit: each proposal gives at most one detection of a class
         limit = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
-    return max(100, limit)
+    tiles = hypernet_node(cfg).TILES
+    if tiles.SIZE:
+        sizes = {(record["height"], record["width"]) for record in records}
+        numbers = (len(tile_boxes(size, tiles.SIZE, tiles.OVERLAP)) for size in sizes)
+        limit *= max(numbers, default=1)
+    return max(_COCO_LIMIT, limit)
 
 
 def records_to_coco(records: list[dict], dataset_name: str) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers import tiny_cfg
+from tests.helpers import logged_by, tiny_cfg
 
 pytestmark = pytest.mark.detectron2
 
@@ -18,13 +19,13 @@ SIZE = (200, 330)
 TILES = ("MODEL.HYPERNET.TILES.SIZE", 96, "MODEL.HYPERNET.TILES.OVERLAP", 32)
 
 
-def write_scene(root: Path, number: int) -> tuple[Path, np.ndarray]:
-    """A picture of rectangles of up to 32 pixels, each of its own gray value, and its json."""
+def write_scene(root: Path, number: int, most: int = 32) -> tuple[Path, np.ndarray]:
+    """A picture of rectangles, sides of 8 to ``most``, each of its own gray value, and its json."""
     rng = np.random.default_rng(0)
     picture = np.zeros(SIZE, np.uint8)
     boxes: list[list[int]] = []
     while len(boxes) < number:
-        w, h = rng.integers(8, 33, 2)
+        w, h = rng.integers(8, most + 1, 2)
         x, y = rng.integers(0, SIZE[1] - w), rng.integers(0, SIZE[0] - h)
         if not picture[y : y + h, x : x + w].any():
             boxes.append([int(v) for v in (x, y, w, h)])
@@ -73,32 +74,47 @@ class FindsGrayValues(torch.nn.Module):
 
 
 @pytest.fixture
-def scene(tmp_path):
-    """The name of a registered set of one picture with 40 objects."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
+def register_scene(tmp_path, catalog):
+    """A function that registers a set of one picture, see `write_scene`, and returns its name."""
     from detectron2.data.datasets import register_coco_instances
 
-    file, _ = write_scene(tmp_path, 40)
-    register_coco_instances("scene", {}, str(file), str(tmp_path))
-    yield "scene"
-    DatasetCatalog.pop("scene")
-    MetadataCatalog.pop("scene")
+    def call(number: int, most: int = 32) -> str:
+        file, _ = write_scene(tmp_path, number, most)
+        register_coco_instances("scene", {}, str(file), str(tmp_path))
+        catalog.append("scene")
+        return "scene"
+
+    return call
 
 
-def test_evaluation_through_tiles_finds_each_object_once(scene, tmp_path):
+def evaluate(name: str, model: FindsGrayValues, output, *opts) -> dict:
+    """The results of a model in tiles that are not resized, so that gray values stay."""
     from hypernet_d2.engine import Trainer
 
-    cfg = tiny_cfg("DATASETS.TRAIN", (scene,), "DATASETS.TEST", (scene,), *TILES)
-    cfg.INPUT.MIN_SIZE_TEST = 0  # tiles are not resized, so that gray values stay
+    cfg = tiny_cfg("DATASETS.TEST", (name,), "INPUT.MIN_SIZE_TEST", 0, *TILES, *opts)
+    cfg.DATASETS.TRAIN = (name,)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
-    cfg.OUTPUT_DIR = str(tmp_path)
-    model = FindsGrayValues().eval()
-    results = Trainer.test(cfg, model)
+    cfg.OUTPUT_DIR = str(output)
+    return Trainer.test(cfg, model.eval())
+
+
+def test_evaluation_through_tiles_finds_each_object_once(register_scene, tmp_path):
+    model = FindsGrayValues()
+    results = evaluate(register_scene(40), model, tmp_path)
     assert results["bbox"]["AP"] == pytest.approx(100)
     assert model.batches == [4, 4, 4, 3]  # 5 x 3 tiles
     assert not model.training
     found = json.loads((tmp_path / "inference/coco_instances_results.json").read_text())
     assert len(found) == 40
+
+
+def test_the_detections_of_all_tiles_count(register_scene, tmp_path):
+    logging.getLogger("hypernet_d2.evaluation.coco").setLevel(logging.INFO)
+    opts = ("TEST.DETECTIONS_PER_IMAGE", 60)
+    with logged_by("hypernet_d2.evaluation.coco", logging.INFO) as messages:
+        results = evaluate(register_scene(200, most=10), FindsGrayValues(), tmp_path, *opts)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert "count up to 900 detections of a class in an image" in messages[0]  # 60 in 15 tiles
 
 
 @pytest.fixture(scope="module")
