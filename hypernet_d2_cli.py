@@ -69,6 +69,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
         "convert ImageNet weights of torchvision",
     ),
     "web": ("hypernet_d2.cli.web", [], "serve a web page that runs an exported model"),
+    "serve": ("hypernet_d2.cli.serve", [], "serve an exported model over HTTP"),
 }
 
 # What a wrong argument, config, file or data set raises. AssertionError is detectron2's choice.

@@ -28,13 +28,20 @@ EXTRAS = {
     "digits": ["scikit-learn"],
     "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.17"],
     "plots": ["matplotlib"],
+    "serve": [
+        "fastapi>=0.110",
+        "uvicorn>=0.29",
+        "python-multipart>=0.0.18",
+        "prometheus-client",
+        "onnxruntime>=1.17",
+    ],
     "tensorboard": ["tensorboard"],
     # What "trackers" (2.6 or later) needs except opencv-python, which would overwrite the headless
     # OpenCV, so that it is installed with --no-deps.
     "track": ["supervision>=0.26.1", "scipy>=1.13.1", "rich>=13", "requests>=2.28", "pydeprecate"],
     "web": ["gradio>=6", "onnxruntime>=1.17"],
-    # timm: imported by detectron2's ViT.
-    "test": ["pytest>=8", "hypothesis", "PyYAML", "pytest-xdist", "timm"],
+    # timm: imported by detectron2's ViT; httpx2: by Starlette's test client.
+    "test": ["pytest>=8", "hypothesis", "PyYAML", "pytest-xdist", "timm", "httpx2"],
     # One minor version: another one may format, and then lint, differently.
     "lint": ["ruff>=0.17,<0.18"],
 }

@@ -40,6 +40,7 @@ SCRIPT_OF = {  # hypernet-d2 COMMAND
     "inspect-data": ["tools/visualize_data.py"],
     "compare": ["tools/compare.py"],
     "contact-sheet": ["demo/contact_sheet.py"],
+    "serve": ["-m", "hypernet_d2.cli.serve"],
 }
 
 
@@ -236,7 +237,17 @@ SCRIPTS = (
     "-m hypernet_d2",
 )
 # Placeholders, large models, eight GPUs, missing data, and the above: only parsed.
-NOT_RUN = ("...", "<", "VGG16", "R_50", "--num-gpus", "R_18_sample", "benchmark", "web")
+NOT_RUN = (
+    "...",
+    "<",
+    "VGG16",
+    "R_50",
+    "--num-gpus",
+    "R_18_sample",
+    "benchmark",
+    "web",
+    "cli.serve",
+)
 SLOW = ("--schedule", "export_model.py", "walkthrough.py", "Digits-Parts", "KEYPOINT_ON")
 RUN = [
     pytest.param(*c.values, id=c.id, marks=[pytest.mark.slow] * any(w in c.id for w in SLOW))
