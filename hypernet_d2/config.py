@@ -73,6 +73,53 @@ def add_hypernet_config(cfg: CN) -> None:
     # at random once. Images without objects count if DATALOADER.FILTER_EMPTY_ANNOTATIONS is False.
     hyper.TILES.TRAIN_EMPTY_SHARE = 0.1
 
+    # ---- Training: the checkpoint to keep, averaged weights, steps of the optimizer --------------
+    hyper.TRAIN = CN()
+    # Data sets that are evaluated every TEST.EVAL_PERIOD iterations, and that the best checkpoint
+    # is chosen on. DATASETS.TEST is then evaluated once, after the last iteration. Empty:
+    # DATASETS.TEST is evaluated in training, as detectron2 does, and has to be a validation set.
+    hyper.TRAIN.VAL_DATASETS = ()
+    # Save the weights with the best METRIC as OUTPUT_DIR/model_best.pth. Needs TEST.EVAL_PERIOD.
+    hyper.TRAIN.BEST_CHECKPOINT = False
+    # Metric of the best checkpoint, as metrics.json names it: "bbox/AP", "bbox/AP50", "segm/AP",
+    # "bbox/AP-class", "validation_loss", ... Of several sets it is the mean, or that of one set:
+    # "set/bbox/AP". Losses are minimized, all others maximized.
+    hyper.TRAIN.METRIC = "bbox/AP"
+    # Stop the training after this number of evaluations in a row that do not improve METRIC; 0
+    # never does. Needs BEST_CHECKPOINT.
+    hyper.TRAIN.PATIENCE = 0
+    # Also compute the losses on the validation sets every TEST.EVAL_PERIOD iterations, as
+    # validation_loss (the sum), validation_loss_cls and so on in metrics.json.
+    hyper.TRAIN.VALIDATION_LOSS = False
+    # Decay of an exponential moving average of the weights per iteration, in [0, 1); 0 is off. The
+    # average is evaluated and saved as the model. After n iterations the decay is at most
+    # (1 + n) / (10 + n), so that short trainings forget their first weights, too.
+    hyper.TRAIN.EMA_DECAY = 0.0
+    # Batches of SOLVER.IMS_PER_BATCH images whose gradients are averaged for one iteration, which
+    # is one step of the optimizer.
+    hyper.TRAIN.ACCUMULATE = 1
+    # Type of the mixed precision that SOLVER.AMP.ENABLED turns on: "float16" (GPUs, detectron2's)
+    # or "bfloat16" (GPUs and CPUs).
+    hyper.TRAIN.AMP_DTYPE = "float16"
+
+    # ---- Augmentation of training images, besides INPUT.RANDOM_FLIP and INPUT.CROP ---------------
+    hyper.AUGMENT = CN()
+    # Range of a random factor on the size that INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN give; a
+    # larger image is cropped at random to the size without the factor. Empty is off.
+    hyper.AUGMENT.SCALE = []
+    # Probability of a vertical flip; INPUT.RANDOM_FLIP "horizontal" flips horizontally.
+    hyper.AUGMENT.VERTICAL_FLIP = 0.0
+    # Rotate by 0, 90, 180 or 270 degrees, each with the same probability.
+    hyper.AUGMENT.ROTATE_90 = False
+    # Range x of a random factor in [1 - x, 1 + x] on the brightness; 0 is off.
+    hyper.AUGMENT.BRIGHTNESS = 0.0
+    # The same for the contrast.
+    hyper.AUGMENT.CONTRAST = 0.0
+    # The same for the saturation of colors.
+    hyper.AUGMENT.SATURATION = 0.0
+    # Random shift of the hue in [-x, x] of the color circle, at most 0.5; 0 is off.
+    hyper.AUGMENT.HUE = 0.0
+
     # ---- The hyper feature (paper 3.1) ---------------------------------------------------------
     hyper.FEATURE = CN()
     # Feature maps of the trunk that are fused, finest first. The paper: first, middle and last.

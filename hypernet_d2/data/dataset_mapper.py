@@ -21,6 +21,7 @@ from PIL import Image
 from hypernet_d2.config import hypernet_node
 from hypernet_d2.utils.images import as_shown
 
+from .augmentation import add_augmentations
 from .tiles import tile_transform
 
 
@@ -52,11 +53,14 @@ class NamedErrorDatasetMapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
-        """The stock mapper's keys and ``MODEL.HYPERNET.TILES.TRAIN_SIZE``."""
+        """The stock mapper's keys, ``MODEL.HYPERNET.AUGMENT`` and ``TILES.TRAIN_SIZE``."""
         options = super().from_config(cfg, is_train)
-        if is_train and hypernet_node(cfg).TILES.TRAIN_SIZE:
-            # As the stock one does for crops: around what a tile shows of a mask.
-            options["recompute_boxes"] = options["use_instance_mask"]
+        if is_train:
+            ours = hypernet_node(cfg)
+            options["augmentations"] = add_augmentations(cfg, options["augmentations"])
+            if ours.TILES.TRAIN_SIZE or ours.AUGMENT.SCALE:
+                # As the stock one does for crops: around what a tile or a crop shows of a mask.
+                options["recompute_boxes"] = options["use_instance_mask"]
         return options
 
     def __call__(self, dataset_dict: dict) -> dict:

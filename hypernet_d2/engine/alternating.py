@@ -99,10 +99,12 @@ def train_alternating(cfg: CfgNode, *, resume: bool = False) -> CfgNode:
 
     Raises:
         ValueError: the config's model does not propose regions by itself, or does not support
-            ``TEST.AUG.ENABLED`` or ``MODEL.HYPERNET.TILES``; training tiles are set; or a test set
-            cannot be evaluated, see :func:`build_evaluator`.
+            ``TEST.AUG.ENABLED`` or ``MODEL.HYPERNET.TILES``; the config asks for training tiles, a
+            best checkpoint or a validation set; or a test set cannot be evaluated, see
+            :func:`build_evaluator`.
     """
     _check_model(cfg)
+    _check_evaluation(cfg)
     check_test_time_augmentation(cfg)
     check_tiles(cfg)
     for name in cfg.DATASETS.TEST:  # before the steps, not after them
@@ -176,6 +178,16 @@ def _check_model(cfg: CfgNode) -> None:
             f"MODEL.HYPERNET.TILES.TRAIN_SIZE is {size}, but the alternating schedule trains on "
             "whole images; expected TRAIN_SIZE 0, or --schedule joint"
         )
+
+
+def _check_evaluation(cfg: CfgNode) -> None:
+    train = cfg.MODEL.HYPERNET.TRAIN
+    for key in ("VAL_DATASETS", "BEST_CHECKPOINT", "VALIDATION_LOSS"):
+        if train[key]:
+            raise ValueError(
+                f"MODEL.HYPERNET.TRAIN.{key} is {train[key]}; the alternating schedule evaluates "
+                f"the unified network only, at the end; expected {type(train[key])()!r}"
+            )
 
 
 def _step_config(cfg: CfgNode, step: Step) -> CfgNode:

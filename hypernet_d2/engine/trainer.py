@@ -11,16 +11,8 @@ from collections import OrderedDict
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import (
-    AMPTrainer,
-    DefaultTrainer,
-    HookBase,
-    SimpleTrainer,
-    TrainerBase,
-    create_ddp_model,
-    hooks,
-)
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, TensorboardXWriter
@@ -29,6 +21,7 @@ from torch import nn
 
 from hypernet_d2.checkpoint import OUTPUT_FILES, HyperNetCheckpointer, set_class_names
 from hypernet_d2.data import NamedErrorDatasetMapper, PartDatasetMapper
+from hypernet_d2.data.augmentation import check_augmentation
 from hypernet_d2.data.build import get_test_records
 from hypernet_d2.data.class_names import check_test_classes, training_classes
 from hypernet_d2.data.config_checks import check_keypoint_settings
@@ -37,6 +30,7 @@ from hypernet_d2.data.parts import has_parts
 from hypernet_d2.evaluation import ProposalRecallEvaluator, build_evaluator, map_classes
 from hypernet_d2.modeling.proposal_generator import proposal_network
 
+from .best import EarlyStop
 from .checks import (
     check_compiled_part,
     check_num_classes,
@@ -47,7 +41,11 @@ from .checks import (
 from .finite import LossCheck
 from .host_memory import HostMemory
 from .sigterm import ExitOnSigterm
+from .steps import build_step_trainer
 from .tiled import TiledDetector
+from .training_checks import check_metric, check_training
+from .training_evaluation import TrainingEvaluation
+from .weight_average import WeightAverage
 
 __all__ = ["Trainer"]
 
@@ -75,23 +73,32 @@ class Trainer(DefaultTrainer):
         check_test_time_augmentation(cfg)
         check_tiles(cfg)
         check_keypoint_settings(cfg)
-        for name in cfg.DATASETS.TEST:  # before training, not after it
-            get_test_records(cfg, name)
+        check_augmentation(cfg)
+        check_training(cfg)
+        for name in (*cfg.DATASETS.TEST, *cfg.MODEL.HYPERNET.TRAIN.VAL_DATASETS):
+            get_test_records(cfg, name)  # before training, not after it
             self.build_evaluator(cfg, name)
+        check_metric(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        check_test_classes(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+        self._evaluation = TrainingEvaluation(cfg, self)
+        for tested in (cfg, self._evaluation.validation_cfg):
+            check_test_classes(cfg.DATASETS.TRAIN, tested.DATASETS.TEST)
         if names := training_classes(cfg.DATASETS.TRAIN):
             set_class_names(model, names)
+        decay = cfg.MODEL.HYPERNET.TRAIN.EMA_DECAY
+        self._average = WeightAverage(model, decay) if decay else None
         model = create_ddp_model(model, broadcast_buffers=False, **ddp_options(cfg))
-        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(
-            model, data_loader, optimizer
-        )
+        self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self._loss_check = LossCheck(model)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = HyperNetCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = HyperNetCheckpointer(
+            self._average.averaged if self._average else model,
+            cfg.OUTPUT_DIR,
+            trainer=weakref.proxy(self),
+        )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -100,8 +107,10 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As the stock one; a resumed run continues with the batch after the last one."""
         super().resume_or_load(resume)
+        if self._average:
+            self._average.after_load()
         if sampler := getattr(self.data_loader, "batch_sampler", None):
-            sampler.start = self.start_iter
+            sampler.start = self.start_iter * self.cfg.MODEL.HYPERNET.TRAIN.ACCUMULATE
 
     def run_step(self) -> None:
         """The stock step.
@@ -145,13 +154,17 @@ class Trainer(DefaultTrainer):
             self.iter += 1
 
     def train(self):
-        """The stock training.
+        """The stock training, which may stop early, see :class:`BestCheckpoint`.
 
         Raises:
             OSError: naming ``OUTPUT_DIR``, if writing fails and the system's error names no file.
         """
         try:
             return super().train()
+        except EarlyStop:
+            if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+                verify_results(self.cfg, self._last_eval_results)
+            return getattr(self, "_last_eval_results", None)
         except OSError as error:
             if error.errno is None or error.filename is not None:
                 raise
@@ -162,14 +175,23 @@ class Trainer(DefaultTrainer):
                 self.cfg.OUTPUT_DIR,
             ) from error
 
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model whose weights are evaluated and saved: with ``EMA_DECAY`` the average."""
+        return self._average.averaged if self._average else self.checkpointer.model
+
     def build_hooks(self) -> list[HookBase]:
-        """The stock hooks, with ExitOnSigterm before the evaluation and HostMemory after it."""
+        """The stock hooks and those of ``MODEL.HYPERNET.TRAIN``.
+
+        ExitOnSigterm stands before the evaluation and HostMemory after it.
+        """
         stock = [hook for hook in super().build_hooks() if hook is not None]
         (evaluation,) = (i for i, hook in enumerate(stock) if isinstance(hook, hooks.EvalHook))
         return [
+            *([self._average] if self._average else []),
             *stock[:evaluation],
             ExitOnSigterm(),
-            stock[evaluation],
+            *self._evaluation.build_hooks(),
             HostMemory(),
             *stock[evaluation + 1 :],
         ]
