@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 from detectron2.structures import Instances
+from torchvision.ops import nms
 
 __all__ = ["LOW_SCORE", "Tracker", "check_trackers"]
 
 # Detections from this score on continue an identity, such as that of an object that is half hidden;
 # the paper's lower threshold.
 LOW_SCORE = 0.1
+SAME_OBJECT = 0.7
 _INSTALL = "pip install 'hypernet-d2[track]' && pip install --no-deps 'trackers>=2.6'"
 
 
@@ -28,8 +30,9 @@ class Tracker:
     """Gives the detections of successive frames identities.
 
     Boxes are matched by IoU with where the objects are expected, whatever their classes, so that an
-    object keeps its identity where the detector takes it for another class in a frame. An object
-    that is not detected for a second loses it.
+    object keeps its identity where the detector takes it for another class in a frame. For the same
+    reason, of boxes that overlap by an IoU above `SAME_OBJECT` only the best is kept, also where
+    their classes differ. An object that is not detected for a second loses its identity.
     """
 
     def __init__(self, threshold: float, frame_rate: float):
@@ -54,12 +57,14 @@ class Tracker:
             seconds: time of the frame in the video; greater than that of the frame before.
 
         Returns:
-            Those that belong to an identity or have the score to start one, with ``track_ids``
+            Those of them that are kept and belong to an identity or have the score to start one, with ``track_ids``
             (n,), int64, from 1 on. It is 0 in the first frame of an object, which the next frame
             has to confirm.
         """
         import supervision
 
+        boxes, scores = instances.pred_boxes.tensor, instances.scores
+        instances = instances[nms(boxes.float(), scores.float(), SAME_OBJECT)]
         detections = supervision.Detections(
             xyxy=instances.pred_boxes.tensor.float().numpy(),
             confidence=instances.scores.float().numpy(),

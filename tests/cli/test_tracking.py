@@ -115,6 +115,24 @@ def test_a_low_score_starts_no_identity_and_is_not_written(tmp_path):
     assert frames == [[] for _ in range(40)]
 
 
+def test_an_object_of_two_classes_is_one(tmp_path):
+    class Undecided(ColorDetector):
+        def __call__(self, image):
+            from detectron2.structures import Boxes, Instances
+
+            self.frame += 1
+            x = 10.0 + 6 * self.frame
+            instances = Instances(image.shape[:2])
+            instances.pred_boxes = Boxes(torch.tensor([[x, 30, x + 40, 70], [x, 31, x + 40, 70]]))
+            instances.scores = torch.tensor([0.6, 0.7] if self.frame % 2 else [0.7, 0.6])
+            instances.pred_classes = torch.tensor([RED, GREEN])
+            return {"instances": instances}
+
+    frames = track(write_crossing(tmp_path / "a.avi"), tmp_path / "out", Undecided())
+    assert [len(frame) for frame in frames] == [1] * 40
+    assert {one["track_id"] for frame in frames[1:] for one in frame} == {1}
+
+
 def test_an_object_that_returns_after_more_than_a_second_is_another_one(tmp_path):
     detector = ColorDetector(lambda frame: (0 if 5 <= frame < 20 else 0.9, 0))
     frames = track(write_crossing(tmp_path / "a.avi", speed=1), tmp_path / "out", detector)
