@@ -57,9 +57,9 @@ class Tracker:
             seconds: time of the frame in the video; greater than that of the frame before.
 
         Returns:
-            Those of them that are kept and belong to an identity or have the score to start one, with ``track_ids``
-            (n,), int64, from 1 on. It is 0 in the first frame of an object, which the next frame
-            has to confirm.
+            The kept ones that belong to an identity or have the score to start one, with
+            ``track_ids`` (n,), int64, from 1 on. It is 0 in the first frame of an object, which the
+            next frame has to confirm.
         """
         import supervision
 
