@@ -21,7 +21,8 @@ help:
 	@echo 'make test-plain run the tests that touch the compiled part of detectron2, without it;'
 	@echo '                make test-compiled the same tests with it'
 	@echo 'make soak       run the long reliability tests (docs/RELIABILITY.md)'
-	@echo 'make matrix     run tests with several versions of PyTorch and detectron2 (hours)'
+	@echo 'make matrix     run tests with several versions of PyTorch and detectron2 (hours;'
+	@echo '                ARGS="--torch 2.4.1" chooses, PYTHON=python3.13 too)'
 	@echo 'make lint       check style and format; make format fixes what can be fixed'
 	@echo 'make clean      remove caches and build products; make distclean also ./.venv and output/'
 	@echo
@@ -48,7 +49,7 @@ test-compiled:
 	$(ENV) $(PYTEST) $(TOUCHING) $(ARGS)
 
 matrix:
-	@$${PYTHON:-python3} tools/matrix.py
+	@$${PYTHON:-python3} tools/matrix.py $(ARGS)
 
 soak:
 	$(ENV) sh -c 'python -m tests.reliability.kills && python -m tests.reliability.several \

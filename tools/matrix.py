@@ -2,6 +2,7 @@
 """Runs tests with several versions of PyTorch and detectron2, and prints a Markdown table.
 
     make matrix                                                   # all of them; hours
+    make matrix ARGS="--torch 2.4.1" PYTHON=python3.13
     python3 tools/matrix.py --torch 2.4.1 --detectron2 v0.6       # one combination
     python3 tools/matrix.py --repository ~/detectron2 --tests tests/modeling
 
