@@ -54,6 +54,15 @@ def add_hypernet_config(cfg: CN) -> None:
     # set, for instance to add classes later; otherwise the difference is an error.
     hyper.ALLOW_UNUSED_CLASSES = False
 
+    # ---- Own data ------------------------------------------------------------------------------
+    hyper.DATA = CN()
+    # Folder or file of your data, as --data names it; its sets my_train, my_val and my_test are
+    # registered from it, see register_own_data. Set by --data; "" for none. Not for a Python file.
+    hyper.DATA.PATH = ""
+    # Folder with train.txt and val.txt, the images of a validation split that was made because the
+    # data has none. Set by training; "" for OUTPUT_DIR/split if it exists, or else a new split.
+    hyper.DATA.SPLIT = ""
+
     # ---- Tiles: parts of large images -----------------------------------------------------------
     hyper.TILES = CN()
     # Side of a tile in evaluation and demo, in pixels of the image as it is in its file; 0 detects

@@ -200,15 +200,29 @@ def check_images(records: list[dict], name: str) -> int:
     return 1 if errors else 0
 
 
-def draw(record: dict, odd: dict[int, str], metadata: Metadata) -> np.ndarray:
+def draw(
+    record: dict,
+    odd: dict[int, str],
+    metadata: Metadata,
+    side: int = PICTURE_SIDE,
+    shrink: bool = False,
+) -> np.ndarray:
     """The image of a record with its boxes, (H, W, 3), RGB.
+
+    Args:
+        record: of the data set.
+        odd: from `suspicions`, for the labels.
+        metadata: of the data set.
+        side: pixels to which the long side of a smaller image is enlarged.
+        shrink: whether larger images are made smaller.
 
     Raises:
         ValueError: see `read_checked`.
     """
     image = read_checked(record)
     height, width = image.shape[:2]
-    visualizer = BoxVisualizer(image, metadata, max(1.0, PICTURE_SIDE / max(height, width)))
+    scale = side / max(height, width)
+    visualizer = BoxVisualizer(image, metadata, scale if shrink else max(1.0, scale))
     classes = [a["category_id"] for a in record["annotations"]]
     labels = [
         metadata.thing_classes[label] + (f": {odd[i]}" if i in odd else "")

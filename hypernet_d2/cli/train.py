@@ -2,6 +2,9 @@
 
 ``--schedule alternating`` trains in the six steps of the paper (3.4) instead of end to end.
 ``--eval-only --eval-proposals`` evaluates the proposals alone.
+
+``--data PATH`` without a config looks at your data, chooses a config for it, trains, and evaluates
+the best weights on the validation and the test split. The config is written to ``OUTPUT_DIR``.
 """
 
 import argparse
@@ -24,23 +27,21 @@ from hypernet_d2.engine import (
     check_tiles,
     check_writable,
     launch,
-    register_data,
     setup_cfg,
     train_alternating,
     write_results,
+    write_split,
 )
 from hypernet_d2.engine.alternating import STEPS
 from hypernet_d2.modeling.proposal_generator import proposal_evaluation_cfg
 
+from . import own_data
 from .arguments import CommandParser, add_config_name_argument
 
 
 def run(args: argparse.Namespace):
     """What each process does: evaluate, or train and then evaluate."""
-    # The log file then has it among the arguments.
-    args.data = register_data(getattr(args, "data", None))
     cfg = setup_cfg(args)
-    cfg.freeze()
     check_test_time_augmentation(cfg)
     check_tiles(cfg)
     alternating = args.schedule == "alternating"
@@ -50,6 +51,9 @@ def run(args: argparse.Namespace):
             check_no_earlier_run(cfg.OUTPUT_DIR, steps)
         check_writable(cfg.OUTPUT_DIR)
     comm.synchronize()
+    if not args.eval_only:
+        write_split(cfg)
+    cfg.freeze()
     set_up_logging(cfg, args)
     if args.eval_only:
         return evaluate(cfg, args.resume, proposals=args.eval_proposals)
@@ -63,7 +67,12 @@ def run(args: argparse.Namespace):
         trainer.register_hooks(
             [hooks.EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))]
         )
-    return trainer.train()
+    if not getattr(args, "chosen", False):
+        return trainer.train()
+    if sys.stderr.isatty() and comm.is_main_process():
+        trainer.register_hooks([own_data.ProgressBar()])
+    trainer.train()
+    return own_data.finish(cfg, args.config_file, evaluate)
 
 
 def set_up_logging(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -150,10 +159,15 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_data_argument(parser)
     args = parser.parse_args(argv)
-    if not args.config_file:
-        parser.error("expected --config NAME or --config-file FILE")
+    if not args.config_file and not args.data:
+        parser.error("expected --data PATH, --config NAME or --config-file FILE")
     if args.eval_proposals and not args.eval_only:
         parser.error("--eval-proposals needs --eval-only")
+    if not args.config_file:
+        if args.num_machines > 1:
+            parser.error("--data chooses a config on one machine; expected --config-file FILE, too")
+        own_data.prepare(args)
+        args.data, args.chosen = None, not args.eval_only and args.schedule == "joint"
     launch(
         run,
         args.num_gpus,

@@ -7,9 +7,13 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["choose_validation", "find_shared_images", "original_stem"]
+from hypernet_d2.utils.coco_json import join_first
+
+from .common import warn_once
+
+__all__ = ["assign_split", "choose_validation", "find_shared_images", "original_stem"]
 
 SHARE = 5  # one image in so many is for validation
 RUN = 10  # numbers of a sequence that stay together, where the whole sequence is too long
@@ -43,6 +47,45 @@ def choose_validation(images: Iterable[str]) -> frozenset[str]:
         if 0.7 * target <= len(chosen) < len(images):
             break
     return frozenset(chosen or images[:1])
+
+
+def assign_split(
+    images: Mapping[str, str], split: Mapping[str, Sequence[str]], source: str
+) -> frozenset[str]:
+    """The images of the validation part of a split that was made earlier.
+
+    Images that are in neither part, since they were added later, are for training, and named in a
+    warning.
+
+    Args:
+        images: {path: path relative to the data's folder}.
+        split: the relative paths of "train" and "val".
+        source: the data, for the messages.
+
+    Raises:
+        ValueError: the split names an image that is not in the data, or one in both parts.
+    """
+    train, val = (set(split[role]) for role in ("train", "val"))
+    known = set(images.values())
+    missing = sorted((train | val) - known)
+    if missing:
+        raise ValueError(
+            f"{source}: {len(missing)} image(s) of the split that was made earlier are not in the "
+            f"data: {join_first(missing)}; expected the same data, or MODEL.HYPERNET.DATA.SPLIT of "
+            "a folder without train.txt and val.txt for a new split"
+        )
+    if train & val:
+        raise ValueError(
+            f"{source}: {len(train & val)} image(s) are in train.txt and in val.txt of the split: "
+            f"{join_first(sorted(train & val))}; expected each in one of them"
+        )
+    added = sorted(known - train - val)
+    if added:
+        warn_once(
+            f"{source}: {len(added)} image(s) are not in the split that was made earlier, and are "
+            f"used for training: {join_first(added)}"
+        )
+    return frozenset(path for path, name in images.items() if name in val)
 
 
 def find_shared_images(first: Iterable[str], second: Iterable[str]) -> list[str]:

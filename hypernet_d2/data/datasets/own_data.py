@@ -7,7 +7,7 @@ import os
 import re
 import runpy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from hypernet_d2.utils.files import check_exists
 from .coco_layout import is_coco, read_coco, read_coco_files
 from .common import read_text, warn_once
 from .data_source import ROLES, DataSource, role_folders
-from .made_split import choose_validation, find_shared_images
+from .made_split import assign_split, choose_validation, find_shared_images
 from .voc_layout import find_xml_folder, read_voc
 from .yolo_layout import is_yolo_folder, read_yolo_folder, read_yolo_yaml
 
@@ -35,15 +35,19 @@ class OwnData(NamedTuple):
         train, test: names of registered sets, for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         classes: names. All three are empty for a Python file.
         summary: one line on what was found.
+        path: absolute, of the data.
     """
 
     train: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     summary: str = ""
+    path: str = ""
 
 
-def register_own_data(path: str | Path, prefix: str = "my") -> OwnData:
+def register_own_data(
+    path: str | Path, prefix: str = "my", split: Mapping[str, Sequence[str]] | None = None
+) -> OwnData:
     """Register data of one's own as ``<prefix>_train``, ``<prefix>_val`` and ``<prefix>_test``.
 
     - A Python file is run; it registers its sets itself.
@@ -56,18 +60,20 @@ def register_own_data(path: str | Path, prefix: str = "my") -> OwnData:
       in ``JPEGImages``, in ``images`` or beside, with the splits of ``ImageSets/Main`` if it is
       there; or such folders ``train``, ``valid`` and ``test``.
 
-    Without a validation split, one image in five of the training split is taken for it, chosen by
-    the names, see `choose_validation`. A test split is registered, too, but is not in ``test``.
+    Without a validation split, one image in five of the training split is taken for it, see
+    `choose_validation`. The metadata then has ``made_split``: {"train", "val": paths of the images
+    relative to the data's folder}. A test split is registered, too, but is not in ``test``.
     Images that two splits share are named in a warning.
 
     Args:
         path: file or folder.
         prefix: of the names of the sets. Registering the same path again reads it again.
+        split: the ``made_split`` of an earlier call, to be used again.
 
     Raises:
         FileNotFoundError: the path, or a file that it names, does not exist.
         ValueError: the layout is none of these, or several; naming the file, anything in it that is
-            not as expected; other data has the names.
+            not as expected; other data has the names; ``split`` names other images.
     """
     path = Path(path).expanduser()
     check_exists(path)
@@ -82,11 +88,21 @@ def register_own_data(path: str | Path, prefix: str = "my") -> OwnData:
     names = {role: f"{prefix}_{role}" for role in ("train", "val", "test")}
     made = "val" not in splits
     if made:
-        validation = choose_validation(full.images)
+        folder = path if path.is_dir() else path.parent
+        relative = {image: Path(os.path.relpath(image, folder)).as_posix() for image in full.images}
+        if split is None:
+            validation = choose_validation(full.images)
+        else:
+            validation = assign_split(relative, split, str(path))
+        parts = {
+            "train": [name for image, name in relative.items() if image not in validation],
+            "val": [name for image, name in relative.items() if image in validation],
+        }
         whole = f"{prefix}_all"
         full.register(whole)
         for role, is_validation in (("train", False), ("val", True)):
             _register_part(names[role], whole, validation, is_validation, source.classes)
+            MetadataCatalog.get(names[role]).set(made_split=parts)
         counts = {"train": len(full.images) - len(validation), "val": len(validation)}
     else:
         for role in ("train", "val"):
@@ -103,7 +119,7 @@ def register_own_data(path: str | Path, prefix: str = "my") -> OwnData:
     if made:
         parts[1] += " (taken from the training images, as there is no validation split)"
     summary = f"{path}: {source.kind}, {len(source.classes)} classes: {', '.join(parts)}"
-    return OwnData((names["train"],), (names["val"],), source.classes, summary)
+    return OwnData((names["train"],), (names["val"],), source.classes, summary, identity)
 
 
 def _read(path: Path) -> DataSource:
