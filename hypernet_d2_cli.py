@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
         [],
         "write the training tiles of a data set as images with a COCO json",
     ),
+    "report": ("hypernet_d2.cli.report", [], "write a report on a trained model, with pictures"),
     "compare": ("hypernet_d2.cli.compare", [], "write a report on several trained models"),
     "benchmark": ("hypernet_d2.cli.benchmark", [], "measure time and memory of models"),
     "contact-sheet": (

@@ -48,6 +48,16 @@ PRIVATE = [
         "DistributedDataParallel and to choose the checkpointer",
     ),
     (
+        "detectron2.evaluation",
+        "COCOEvaluator._derive_coco_results",
+        "extended: AP and recall by size classes of the set",
+    ),
+    (
+        "detectron2.evaluation",
+        "COCOEvaluator._coco_api",
+        "read by it: the areas of the objects",
+    ),
+    (
         "detectron2.data",
         "DatasetMapper._transform_annotations",
         "extended: part labels are transformed with the image",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_precision", "plot_recall"]
+__all__ = ["new_figure", "plot_precision", "plot_recall"]
 
 # The color-blind safe palette of Okabe and Ito, without yellow. Lines and hatches differ as well,
 # for prints without color.
@@ -34,7 +34,7 @@ def plot_recall(models: dict[str, Sequence[dict]], path: str | Path, size: str =
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    figure = _figure(11, 6.6)
+    figure = new_figure(11, 6.6)
     axes = figure.subplots(2, 3, sharey=True)
     for ax, iou in zip(axes[0], ("0.5", "0.7"), strict=False):
         _plot_curves(ax, models, "recall_by_number", iou, size)
@@ -84,7 +84,7 @@ def plot_precision(
     """
     metrics = list(dict.fromkeys(metric for values in models.values() for metric in values))
     bars = len(metrics) * len(models)
-    figure = _figure(min(max(6, 0.32 * bars + 0.25 * len(metrics) + 1), MAX_INCHES), 4)
+    figure = new_figure(min(max(6, 0.32 * bars + 0.25 * len(metrics) + 1), MAX_INCHES), 4)
     ax = figure.subplots()
     width = 0.84 / len(models)
     for i, (name, values) in enumerate(models.items()):
@@ -109,7 +109,7 @@ def plot_precision(
     figure.savefig(path, dpi=120)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

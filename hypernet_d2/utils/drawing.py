@@ -25,7 +25,7 @@ def draw_detections(
     image: np.ndarray,
     boxes: np.ndarray,
     labels: Sequence[str],
-    colors: Sequence[int] | None = None,
+    colors: Sequence[int | tuple[int, int, int]] | None = None,
 ) -> np.ndarray:
     """Draw labeled boxes, the first above the others.
 
@@ -33,9 +33,9 @@ def draw_detections(
         image: (H, W, 3) uint8; RGB or BGR, as the result is.
         boxes: (n, 4), x1 y1 x2 y2 in pixels.
         labels: n texts, "" for none. Characters that no installed font has are replaced by "#"
-            and the box's number in ``colors``.
-        colors: n numbers, such as those of the classes; equal numbers give equal colors. None:
-            one color for all.
+            and the box's number in ``colors``, if it has one.
+        colors: n numbers, such as those of the classes, where equal numbers give equal colors, or
+            n colors in the order of the image's channels. None: one color for all.
 
     Returns:
         (H, W, 3) uint8, a copy.
@@ -44,14 +44,15 @@ def draw_detections(
     draw = ImageDraw.Draw(picture)
     short = min(image.shape[:2])
     font_size, width = max(10, short // 28), max(1, short // 250)
-    numbers = [0] * len(boxes) if colors is None else [int(number) for number in colors]
+    numbers = [0] * len(boxes) if colors is None else list(colors)
     # The best ones come first and are drawn last, over the others.
     for box, number in reversed(list(zip(boxes.tolist(), numbers, strict=True))):
         draw.rectangle(box, outline=_color(number), width=width)
     taken: list[tuple[float, float, float, float]] = []
     for box, label, number in zip(boxes.tolist(), labels, numbers, strict=True):
         if label:
-            label, font = _printable(label, f"#{number}", font_size)
+            name = "#" if isinstance(number, tuple) else f"#{number}"
+            label, font = _printable(label, name, font_size)
             _, _, right, bottom = draw.textbbox((0, 0), label, font=font)
             x, y = place_label(box, (right + 2, bottom + 2), picture.size, taken)
             draw.rectangle(taken[-1], fill=_color(number))
@@ -127,7 +128,9 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _color(number: int) -> tuple[int, int, int]:
+def _color(number: int | tuple[int, int, int]) -> tuple[int, int, int]:
+    if isinstance(number, tuple):
+        return number
     # Steps of the golden ratio keep the hues of successive numbers apart, however many there are.
     red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.65, 1.0)
     return int(255 * red), int(255 * green), int(255 * blue)
