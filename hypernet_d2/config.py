@@ -63,6 +63,16 @@ def add_hypernet_config(cfg: CN) -> None:
     # data has none. Set by training; "" for OUTPUT_DIR/split if it exists, or else a new split.
     hyper.DATA.SPLIT = ""
 
+    # ---- Trunks of timm ------------------------------------------------------------------------
+    # Read by build_timm_backbone and build_timm_fpn_backbone. The feature maps are named by their
+    # stride: "s4", "s8", ... MODEL.BACKBONE.FREEZE_AT counts them from the finest.
+    hyper.TIMM = CN()
+    # Name of the model. MODEL.WEIGHTS "timm://NAME" loads its ImageNet weights.
+    hyper.TIMM.NAME = "tf_efficientnet_lite0"
+    # Batch normalization of the trunk: "FrozenBN" keeps its statistics, as detectron2's ResNets do;
+    # "BN" trains it.
+    hyper.TIMM.NORM = "FrozenBN"
+
     # ---- Tiles: parts of large images -----------------------------------------------------------
     hyper.TILES = CN()
     # Side of a tile in evaluation and demo, in pixels of the image as it is in its file; 0 detects

@@ -6,8 +6,11 @@ from .backbone import (
     VGG,
     AlexNet,
     HyperBackbone,
+    TimmBackbone,
     build_alexnet_backbone,
     build_hyper_backbone,
+    build_timm_backbone,
+    build_timm_fpn_backbone,
     build_vgg_backbone,
 )
 from .proposal_generator import HyperNetProposals
@@ -29,11 +32,14 @@ __all__ = [
     "HypercolumnMaskHead",
     "HypercolumnPartHead",
     "HypercolumnPredictor",
+    "TimmBackbone",
     "HyperNetBoxHead",
     "HyperNetProposals",
     "HyperNetROIHeads",
     "build_alexnet_backbone",
     "build_hyper_backbone",
+    "build_timm_backbone",
+    "build_timm_fpn_backbone",
     "build_vgg_backbone",
     "paste_parts",
 ]

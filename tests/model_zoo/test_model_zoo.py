@@ -23,6 +23,7 @@ NOT_SLOW = """
 BCCD-Detection/hypernet_R_18 BCCD-Detection/hypernet_SP_R_18 BCCD-Detection/faster_rcnn_R_18_FPN
 PascalVOC-Detection/hypernet_AlexNet Digits-Detection/faster_rcnn_R_18_C4
 Digits-InstanceSegmentation/hypercolumn_R_18 Digits-Keypoints/hypercolumn_R_18
+Real/hypernet_lite0
 """.split()
 ZOO = """
 PascalVOC-Detection/hypernet_VGG16 PascalVOC-Detection/hypernet_SP_VGG16
@@ -244,7 +245,7 @@ def tasks(cfg) -> list[str]:
 
 
 def unused_keys(cfg) -> set[str]:
-    """The keys of hypercolumns and tiles that nothing in this config reads."""
+    """The keys of hypercolumns, timm and tiles that nothing in this config reads."""
     heads = {cfg.MODEL.ROI_MASK_HEAD.NAME} if cfg.MODEL.MASK_ON else set()
     heads |= {cfg.MODEL.ROI_KEYPOINT_HEAD.NAME} if cfg.MODEL.KEYPOINT_ON else set()
     readers = {
@@ -260,6 +261,8 @@ def unused_keys(cfg) -> set[str]:
         for key in cfg.MODEL.HYPERNET.HYPERCOLUMN
         if not readers.get(key, every) & present
     }
+    if cfg.MODEL.HYPERNET.TRUNK != "build_timm_backbone":
+        unused |= {"MODEL.HYPERNET.TIMM.NAME", "MODEL.HYPERNET.TIMM.NORM"}
     tiles = cfg.MODEL.HYPERNET.TILES
     if not tiles.TRAIN_SIZE:
         unused |= {
