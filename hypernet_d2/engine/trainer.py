@@ -40,6 +40,7 @@ from .checks import (
 )
 from .finite import LossCheck
 from .host_memory import HostMemory
+from .learning_checks import ProposalCheck, check_first_features
 from .sigterm import ExitOnSigterm
 from .steps import build_step_trainer
 from .tiled import TiledDetector
@@ -90,6 +91,11 @@ class Trainer(DefaultTrainer):
             set_class_names(model, names)
         decay = cfg.MODEL.HYPERNET.TRAIN.EMA_DECAY
         self._average = WeightAverage(model, decay) if decay else None
+        check_first_features(model)
+        rpn = cfg.MODEL.RPN
+        self._proposal_check = ProposalCheck(
+            model, rpn.BATCH_SIZE_PER_IMAGE, rpn.LOSS_WEIGHT, cfg.SOLVER.WARMUP_ITERS
+        )
         model = create_ddp_model(model, broadcast_buffers=False, **ddp_options(cfg))
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self._loss_check = LossCheck(model)
@@ -189,6 +195,7 @@ class Trainer(DefaultTrainer):
         (evaluation,) = (i for i, hook in enumerate(stock) if isinstance(hook, hooks.EvalHook))
         return [
             *([self._average] if self._average else []),
+            *([self._proposal_check] if comm.is_main_process() else []),
             *stock[:evaluation],
             ExitOnSigterm(),
             *self._evaluation.build_hooks(),
