@@ -3,24 +3,32 @@
 Each --run gives a model a name and lists its output folders, one for each seed. train_net.py writes
 into such a folder config.yaml, results.json (the last evaluation), metrics.json (the training) and,
 with --eval-only --eval-proposals, proposal_recall_DATASET.json. From a file of tools/benchmark.py
-the rows with the names of the models are used. The report is report.md in --output, with plots.
+the rows with the names of the models are used.
+
+Where the data set is registered (--data PATH registers one's own), the models are also compared by
+the detections of their first folders: AP by size, thresholds, kinds of errors, and the images that
+differ most. The report is report.html (one file) and report.md in --output.
 """
 
+import io
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from tabulate import tabulate
+from detectron2.data import DatasetCatalog
 
+from hypernet_d2.engine import add_data_argument, register_data
 from hypernet_d2.engine.trainer import RESULTS_FILE
 from hypernet_d2.evaluation import plot_precision, plot_recall, recall_file
+from hypernet_d2.evaluation.report import DETECTIONS_FILE, comparison_sections, read_run
+from hypernet_d2.evaluation.report.page import Picture, Section, Table, Text, write_page
 from hypernet_d2.utils.files import similar_files
 
 from .arguments import CommandParser
-from .benchmark.models import markdown_table
+from .benchmark.models import table_cells
 
 PRECISION = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 EVALUATE = "python train_net.py --config-file ... --eval-only MODEL.WEIGHTS ... OUTPUT_DIR"
@@ -73,20 +81,23 @@ def main(argv: list[str] | None = None) -> None:
         help="json files of tools/benchmark.py",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the report")
+    add_data_argument(parser)
     args = parser.parse_args(argv)
     names = [words[0] for words in args.run]
     if len(set(names)) < len(names) or min(map(len, args.run)) < 2:
         parser.error(f"--run: expected distinct names, each with a folder or more; got {args.run}")
     models = [read_model(name, list(map(Path, folders))) for name, *folders in args.run]
     check_data_sets(models)
+    register_data(args.data)
     benchmarks = [read_benchmark(path, names) for path in args.benchmark]
     args.output.mkdir(parents=True, exist_ok=True)
-    sections = [f"# {' against '.join(names)}", NOTE, runs_table(models)]
+    sections = [Section("Runs", [Text(NOTE), runs_table(models)])]
     for data_set in models[0].results[0]:
-        sections += precision_sections(models, data_set, args.output)
-        sections += recall_sections(models, data_set, args.output)
+        sections += precision_sections(models, data_set)
+        sections += recall_sections(models, data_set)
     sections += [benchmark_section(content, names) for content in benchmarks]
-    (args.output / "report.md").write_text("\n\n".join(sections) + "\n")
+    sections += detection_sections(models)
+    print(write_page(args.output, " against ".join(names), sections))
 
 
 def read_model(name: str, folders: list[Path]) -> Model:
@@ -168,7 +179,7 @@ def check_data_sets(models: list[Model]) -> None:
                 )
 
 
-def runs_table(models: list[Model]) -> str:
+def runs_table(models: list[Model]) -> Table:
     """Settings of the runs, and time and memory of their training."""
     header = ["model", "seeds", "iterations", "proposals at test", "folders"]
     header += ["training, from the log (s per iteration)", "peak memory of training (MB)"]
@@ -190,16 +201,18 @@ def runs_table(models: list[Model]) -> str:
                 cell([max(values) for values in memory if values], 0),
             ]
         )
-    return table(header, rows)
+    return Table(header, rows)
 
 
-def precision_sections(models: list[Model], data_set: str, output: Path) -> list[str]:
+def precision_sections(models: list[Model], data_set: str) -> list[Section]:
     """Tables and plots of AP, over all classes and of each."""
     sections = []
     for task in dict.fromkeys(t for m in models for r in m.results for t in r[data_set]):
         values = {model.name: metrics_of(model, data_set, task) for model in models}
-        classes = list(dict.fromkeys(k for v in values.values() for k in v if k.startswith("AP-")))
-        for what, metrics in (("", PRECISION), (" of each class", classes)):
+        known = dict.fromkeys(metric for v in values.values() for metric in v)
+        classes = [metric for metric in known if metric.startswith("AP-")]
+        sizes = [metric for metric in known if metric.startswith("APsize-")]
+        for what, metrics in (("", [*PRECISION, *sizes]), (" of each class", classes)):
             chosen = {
                 name: {m.removeprefix("AP-"): v[m] for m in metrics if m in v}
                 for name, v in values.items()
@@ -207,11 +220,11 @@ def precision_sections(models: list[Model], data_set: str, output: Path) -> list
             if any(chosen.values()):
                 title = f"{data_set}, {task}: average precision{what}"
                 picture = f"{task}{what.replace(' ', '_')}_{data_set}.png"
-                plot_precision(chosen, output / picture, title)
                 columns = [m.removeprefix("AP-") for m in metrics]
                 rows = [[n, *(cell(v.get(c, [])) for c in columns)] for n, v in chosen.items()]
-                text = [f"## {title} (%)", table(["model", *columns], rows)]
-                sections += [*text, f"![]({picture})"]
+                plot = png(plot_precision, chosen, title)
+                blocks = [Table(["model", *columns], rows), Picture(picture, plot)]
+                sections.append(Section(f"{title} (%)", blocks))
     return sections
 
 
@@ -221,7 +234,7 @@ def metrics_of(model: Model, data_set: str, task: str) -> dict[str, list[float |
     return {metric: [seed.get(metric) for seed in seeds] for metric in seeds[0]}
 
 
-def recall_sections(models: list[Model], data_set: str, output: Path) -> list[str]:
+def recall_sections(models: list[Model], data_set: str) -> list[Section]:
     """Tables and plot of proposal recall; empty if it was measured for no model."""
     known = {model.name: model.recall[data_set] for model in models if data_set in model.recall}
     if not known:
@@ -243,28 +256,52 @@ def recall_sections(models: list[Model], data_set: str, output: Path) -> list[st
             cell([s["recall_by_number"][a]["all"][i] for s in seeds]) for a, i in curves.values()
         ]
         curve_rows.append([model.name, *cells])
-    picture = f"recall_{data_set}.png"
-    plot_recall(known, output / picture)
-    return [
-        f"## {data_set}: recall of the proposals (%)",
+    text = (
         "AR is the mean over IoU 0.5 to 0.95. N@p% is the smallest number of proposals per image "
-        "that has a recall of p% at IoU 0.7.",
-        table(["model", *figures], summary_rows),
-        table(["model, proposals", *curves], curve_rows),
-        f"![]({picture})",
+        "that has a recall of p% at IoU 0.7."
+    )
+    blocks = [
+        Text(text),
+        Table(["model", *figures], summary_rows),
+        Table(["model, proposals", *curves], curve_rows),
+        Picture(f"recall_{data_set}.png", png(plot_recall, known)),
     ]
+    return [Section(f"{data_set}: recall of the proposals (%)", blocks)]
 
 
-def benchmark_section(content: dict, names: list[str]) -> str:
+def benchmark_section(content: dict, names: list[str]) -> Section:
     rows = {row["name"]: row for row in content["rows"]}
     setting = {k: v for k, v in content.items() if k not in ("rows", "benchmark")}
-    return "\n\n".join(
-        [
-            f"## Speed and memory: {content['benchmark']}",
-            ", ".join(f"{key} {value}" for key, value in setting.items()),
-            markdown_table([rows.get(name, {"name": name}) for name in names]),
-        ]
-    )
+    text = ", ".join(f"{key} {value}" for key, value in setting.items())
+    table = Table(*table_cells([rows.get(name, {"name": name}) for name in names]))
+    return Section(f"Speed and memory: {content['benchmark']}", [Text(text), table])
+
+
+def detection_sections(models: list[Model]) -> list[Section]:
+    """The comparison of the detections, or a section that says why there is none."""
+    data_set = list(models[0].results[0])[-1]  # the last one: the file of detections holds its
+    folders = {model.name: model.folders[0] for model in models}
+    without = [
+        str(folder) for folder in folders.values() if not (folder / DETECTIONS_FILE).is_file()
+    ]
+    reason = None
+    if data_set not in DatasetCatalog:
+        reason = f"data set {data_set!r} is not registered; --data PATH registers one's own"
+    elif without:
+        reason = f"{', '.join(without)}: no {DETECTIONS_FILE}"
+    elif len(models) > 1:
+        runs = {name: read_run(folder, data_set) for name, folder in folders.items()}
+        return comparison_sections(runs)
+    else:
+        reason = "there is only one model; hypernet-d2 report describes it"
+    return [Section("Detections", [Text(f"Not compared: {reason}.")])]
+
+
+def png(plot: Callable, models: dict, *more) -> bytes:
+    """The file that a function of `hypernet_d2.evaluation.plots` draws."""
+    buffer = io.BytesIO()
+    plot(models, buffer, *more)
+    return buffer.getvalue()
 
 
 def cell(values: Sequence[float | None], digits: int = 1) -> str:
@@ -277,7 +314,3 @@ def cell(values: Sequence[float | None], digits: int = 1) -> str:
         return str(values[0])
     mean = f"{statistics.mean(values):.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return tabulate(rows, header, tablefmt="github", disable_numparse=True)

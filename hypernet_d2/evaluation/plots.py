@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -22,13 +22,15 @@ MAX_INCHES, MAX_LABELS = 30, 90
 HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "++")
 
 
-def plot_recall(models: dict[str, Sequence[dict]], path: str | Path, size: str = "all") -> None:
+def plot_recall(
+    models: dict[str, Sequence[dict]], path: str | Path | IO[bytes], size: str = "all"
+) -> None:
     """Recall against the number of proposals (top) and against IoU (bottom).
 
     Args:
         models: {name: contents of the json files of ProposalRecallEvaluator, one per seed}. Lines
             are means over the seeds, bands the standard deviation.
-        path: image file; its suffix gives the format.
+        path: image file, whose suffix gives the format; or an open file, for PNG.
         size: "all", "small", "medium" or "large" objects.
 
     Raises:
@@ -69,14 +71,14 @@ def _plot_curves(
 
 
 def plot_precision(
-    models: dict[str, dict[str, Sequence[float | None]]], path: str | Path, title: str
+    models: dict[str, dict[str, Sequence[float | None]]], path: str | Path | IO[bytes], title: str
 ) -> None:
     """Bars of average precision.
 
     Args:
         models: {name: {metric: values in percent, one per seed}}. Bars are means over the seeds,
             whiskers the standard deviation; a metric with None has no bar.
-        path: image file; its suffix gives the format.
+        path: image file, whose suffix gives the format; or an open file, for PNG.
         title: title of the plot.
 
     Raises:

@@ -162,7 +162,13 @@ HEADERS = {
 
 
 def markdown_table(rows: list[dict]) -> str:
-    """One line per contender; "ratio" is its total divided by that of the first contender.
+    """The table of `table_cells` in Markdown."""
+    header, cells = table_cells(rows)
+    return tabulate(cells, header, tablefmt="github", disable_numparse=True)
+
+
+def table_cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells, one row per contender; "ratio" is its total divided by that of the first.
 
     A row with only a name has empty cells.
     """
@@ -183,7 +189,8 @@ def markdown_table(rows: list[dict]) -> str:
             for key in counts:
                 line[HEADERS[key]] = _count(row.get(key))
         lines.append(line)
-    return tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)
+    header = list(dict.fromkeys(key for line in lines for key in line))
+    return header, [[line.get(key, "") for key in header] for line in lines]
 
 
 def _seconds(value: float) -> str:

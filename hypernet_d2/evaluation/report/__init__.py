@@ -3,6 +3,14 @@
 from hypernet_d2 import _detectron2  # noqa: F401
 
 # isort: split
-from .write import THRESHOLDS_FILE, write_report
+from .compare import comparison_sections
+from .evaluated_set import DETECTIONS_FILE
+from .write import THRESHOLDS_FILE, read_run, write_report
 
-__all__ = ["THRESHOLDS_FILE", "write_report"]
+__all__ = [
+    "DETECTIONS_FILE",
+    "THRESHOLDS_FILE",
+    "comparison_sections",
+    "read_run",
+    "write_report",
+]

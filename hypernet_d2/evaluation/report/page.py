@@ -27,6 +27,7 @@ p { max-width: 820px; margin: 8px 0; } li { max-width: 820px; margin: 6px 0; }
 table { border-collapse: collapse; margin: 12px 0; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 12px; border-bottom: 1px solid #e3e7eb; text-align: right; }
 th { background: #f3f5f7; text-align: right; } th:first-child, td:first-child { text-align: left; }
+td:first-child { white-space: nowrap; }
 figure { margin: 14px 0 22px; } figcaption { color: #57606a; font-size: 14px; max-width: 980px; }
 img { max-width: 100%; height: auto; }
 """
@@ -101,7 +102,7 @@ def write_page(folder: Path, title: str, sections: Sequence[Section]) -> Path:
 
 def to_html(title: str, sections: Sequence[Section]) -> str:
     """One file that needs no other."""
-    links = "".join(
+    links = " ".join(
         f'<a href="#s{i}">{html.escape(section.title)}</a>' for i, section in enumerate(sections)
     )
     body = "".join(

@@ -13,7 +13,7 @@ from hypernet_d2.utils.images import read_image, resize
 
 from .analysis import Analysis
 
-__all__ = ["draw_errors", "draw_samples", "to_jpeg", "worst_images"]
+__all__ = ["draw_errors", "draw_models", "draw_samples", "to_jpeg", "worst_images"]
 
 _SIDE = 640  # pixels of the long side of a picture on a sheet
 _SAMPLE_SIDE = 330
@@ -72,15 +72,12 @@ def worst_images(analysis: Analysis, count: int) -> list[int]:
     return [int(i) for i in order[:count] if wrong[i] + lost[i]]
 
 
-def draw_errors(
-    analysis: Analysis, image: int, titles: tuple[str, str] | None = None
-) -> np.ndarray:
+def draw_errors(analysis: Analysis, image: int) -> np.ndarray:
     """Ground truth and detections of an image side by side.
 
     Args:
         analysis: of the model.
         image: index in ``analysis.data.images``.
-        titles: of the two pictures.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -92,28 +89,57 @@ def draw_errors(
     truth = _draw(
         picture,
         scale * data.object_boxes[objects],
-        [_MISSED if not hit else _RIGHT for hit in found],
+        [_RIGHT if hit else _MISSED for hit in found],
         [data.classes[label] for label in data.object_labels[objects]],
         ~found,
     )
+    detections, wrong, count = _draw_detections(analysis, image, picture, scale)
+    titles = [
+        f"ground truth: {len(objects)} objects, {int((~found).sum())} not found",
+        f"{count} detections, {wrong} wrong",
+    ]
+    return make_sheet([truth, detections], titles, columns=2)
+
+
+def draw_models(models: dict[str, Analysis], image: int) -> np.ndarray:
+    """The detections of several models in an image, with the objects that each does not find.
+
+    Args:
+        models: {name: analysis}, of one data set.
+        image: index in ``data.images``.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    pictures, titles = [], []
+    for name, analysis in models.items():
+        data = analysis.data
+        picture, scale = _read(data.images[image]["file_name"], _SIDE)
+        lost = np.flatnonzero(data.objects & ~analysis.found & (data.object_image == image))
+        labels = [data.classes[label] for label in data.object_labels[lost]]
+        every = np.ones(len(lost), dtype=bool)
+        boxes = scale * data.object_boxes[lost]
+        picture = _draw(picture, boxes, [_MISSED] * len(lost), labels, every)
+        drawn, wrong, count = _draw_detections(analysis, image, picture, scale)
+        pictures.append(drawn)
+        titles.append(f"{name}: {count} detections, {wrong} wrong, {len(lost)} not found")
+    return make_sheet(pictures, titles, columns=len(models))
+
+
+def _draw_detections(
+    analysis: Analysis, image: int, picture: np.ndarray, scale: float
+) -> tuple[np.ndarray, int, int]:
+    """The picture with the detections above the thresholds, how many are wrong, and how many."""
+    data = analysis.data
     shown = np.flatnonzero((analysis.errors.kinds != "ignored") & (data.image_of == image))
     kinds = analysis.errors.kinds[shown]
-    detections = _draw(
-        picture,
-        scale * data.boxes[shown],
-        [_WRONG if kind else _RIGHT for kind in kinds],
-        [
-            f"{data.classes[data.labels[i]]} {data.scores[i]:.2f}{': ' if kind else ''}{kind}"
-            for i, kind in zip(shown, kinds, strict=True)
-        ],
-        kinds != "",
-    )
-    lost = int((~found).sum())
-    titles = titles or (
-        f"ground truth: {len(objects)} objects, {lost} not found",
-        f"{len(shown)} detections, {int((kinds != '').sum())} wrong",
-    )
-    return make_sheet([truth, detections], titles, columns=2)
+    labels = [
+        f"{data.classes[data.labels[i]]} {data.scores[i]:.2f}{': ' if kind else ''}{kind}"
+        for i, kind in zip(shown, kinds, strict=True)
+    ]
+    colors = [_WRONG if kind else _RIGHT for kind in kinds]
+    drawn = _draw(picture, scale * data.boxes[shown], colors, labels, kinds != "")
+    return drawn, int((kinds != "").sum()), len(shown)
 
 
 def _draw(
