@@ -69,7 +69,11 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
         [],
         "convert ImageNet weights of torchvision",
     ),
-    "web": ("hypernet_d2.cli.web", [], "serve a web page that runs an exported model"),
+    "web": (
+        "hypernet_d2.cli.web",
+        [],
+        "serve a web page that shows a data set, detections and errors",
+    ),
     "serve": ("hypernet_d2.cli.serve", [], "serve an exported model over HTTP"),
 }
 

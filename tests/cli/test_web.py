@@ -1,16 +1,20 @@
-"""demo/web.py: its pictures, and the page in a browser where there is one."""
+"""hypernet-d2 web: uploaded pictures, and the page in a browser where there is one."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hypernet_d2.deploy import Detector
+from hypernet_d2.cli import web
+from hypernet_d2.cli.web import upload
+from hypernet_d2.cli.web.models import ExportedModel
 from tests.deploy import toy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,20 +31,8 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def web():
-    from hypernet_d2.cli import web
-
-    return web
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return toy.write_torch(tmp_path_factory.mktemp("models") / "toy.pt2")
-
-
-@pytest.fixture(scope="module")
-def detector(model) -> Detector:
-    return Detector(model)
+def model(tmp_path_factory) -> ExportedModel:
+    return ExportedModel(toy.write_torch(tmp_path_factory.mktemp("models") / "toy.pt2"))
 
 
 @pytest.fixture
@@ -56,40 +48,50 @@ def picture(image, tmp_path) -> str:
     return str(tmp_path / "red.png")
 
 
-def test_views_and_counts_follow_the_sliders(web, detector, image, picture):
-    text, *views = web.run_model(detector, picture, 0.1, 4)
-    assert text.startswith("**Detections: 2**, proposals: 4, ")
-    assert len(views) == len(web.VIEWS)
-    large, factor = web.enlarge(image)
+def test_pictures_and_counts_follow_the_threshold(model, image, picture):
+    text, *views = upload.run_model(model, picture, 0.1, 0, 0)
+    assert text.startswith("**Detections: 2**") and "64 x 48 pixels" in text
+    large, factor = upload.scale(image)
     assert factor == 720 / 64 and [view.shape for view in views[:3]] == [large.shape] * 3
     assert all((view != large).any() for view in views[:3])
-    text, detections, *_ = web.run_model(detector, picture, 0.5, 2)
-    assert text.startswith("**Detections: 1**, proposals: 2, ")
+    text, detections, *_ = upload.run_model(model, picture, 0.5, 0, 0)
+    assert text.startswith("**Detections: 1**")
     assert (detections != views[0]).any()
 
 
-def test_without_a_picture_there_are_no_views(web, detector):
-    assert web.run_model(detector, None, 0.5, 4) == (web.NO_PICTURE, None, None, None, None)
+def test_tiles_are_those_of_the_page(model, picture):
+    text, detections, *stages = upload.run_model(model, picture, 0.5, 32, 8)
+    found = model.detector(picture, score_threshold=0.5, tile=32, overlap=8)
+    assert len(found.scores) > 1  # without tiles there is one
+    assert text.startswith(f"**Detections: {len(found.scores)}**") and detections is not None
+    assert stages == [None] * len(upload.STAGES)  # those of which tile?
+    text, *views = upload.run_model(model, picture, 0.5, 32, 32)
+    assert text == "tiles of 32 pixels overlap by 32; expected 0 to 31 pixels"
+    assert views == [None] * 4
 
 
-def test_a_damaged_picture_shows_its_message(web, detector, picture):
+def test_without_a_picture_there_are_no_views(model):
+    assert upload.run_model(model, None, 0.5, 0, 0) == (upload.NO_PICTURE, *[None] * 4)
+
+
+def test_a_damaged_picture_shows_its_message(model, picture):
     Path(picture).write_bytes(Path(picture).read_bytes()[:60])
-    text, *views = web.run_model(detector, picture, 0.5, 4)
+    text, *views = upload.run_model(model, picture, 0.5, 0, 0)
     assert text.startswith("red.png: cannot be read as an image: ")
-    assert views == [None] * len(web.VIEWS)
+    assert views == [None] * 4
 
 
-def test_a_picture_of_16_bits_is_not_white(web, detector, tmp_path):
+def test_a_picture_of_16_bits_is_not_white(model, tmp_path):
     values = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (48, 1))
     Image.fromarray(values).save(tmp_path / "gray.png")
-    _, detections, *_ = web.run_model(detector, str(tmp_path / "gray.png"), 1.0, 4)
+    _, detections, *_ = upload.run_model(model, str(tmp_path / "gray.png"), 1.0, 0, 0)
     assert abs(int(np.median(detections)) - 128) < 10
 
 
-def test_every_channel_is_shown_with_its_own_maximum(web):
+def test_every_channel_is_shown_with_its_own_maximum():
     feature = np.zeros((7, 4, 6), np.float32)  # tiles of 6 x 8 with their frames
     feature[6, 1, 2], feature[0] = 0.001, -5
-    tiles = web.tile_channels(feature)
+    tiles = upload.tile_channels(feature)
     assert tiles.dtype == np.uint8 and tiles.shape[2] == 3
     times = tiles.shape[1] // (2 * 8)
     assert tiles.shape[:2] == (4 * 6 * times, 2 * 8 * times) and tiles.shape[1] >= 720
@@ -97,63 +99,128 @@ def test_every_channel_is_shown_with_its_own_maximum(web):
     assert (y, x) == ((3 * 6 + 1 + 1) * times, (1 + 2) * times)
 
 
-def test_more_than_two_models_are_refused(web, capsys):
-    assert web.parse_args([]).model == [str(web.DIGITS_MODEL)]
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--model a --model b --model c", "at most two models, got 3"),
+        ("--port 70000", "--port 70000: expected 1 to 65535"),
+        ("--num-images 0", "--num-images 0: expected 1 or more"),
+    ],
+)
+def test_wrong_arguments_are_one_line(capsys, words, message):
     with pytest.raises(SystemExit):
-        web.parse_args(["--model", "a", "--model", "b", "--model", "c"])
-    assert "at most two, got 3" in capsys.readouterr().err
+        web.parse_args(words.split())
+    assert message in capsys.readouterr().err
+
+
+def test_the_default_is_the_digits_model():
+    assert web.parse_args([]).model == [web.DIGITS_MODEL]
+
+
+def test_a_port_that_is_taken_is_one_line_before_any_model_is_loaded(tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ValueError, match=f"--port {port}: Address already in use"):
+            web.main(["--model", str(tmp_path / "missing.onnx"), "--port", str(port)])
+
+
+def test_a_folder_that_is_no_training_is_named(tmp_path):
+    args = web.parse_args(["--model", str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match="no config.yaml; expected OUTPUT_DIR"):
+        web.load_models(args)
+
+
+def test_the_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ImportError, match=r"pip install 'hypernet-d2\[web\]'"):
+        web.main(["--port", str(free_port())])
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture
-def page(web, model, monkeypatch):
-    """The page with two models, in a browser that records the addresses it asks for."""
+def serve(monkeypatch, tmp_path):
+    """A function that opens a page in a browser which records the addresses it asks for."""
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    pytest.importorskip("gradio")
-    sync_api = pytest.importorskip("playwright.sync_api")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
+    pytest.importorskip("gradio", reason="the page needs Gradio")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="it drives the browser")
     browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser_path is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)}")
-    blocks = web.build_page([("first", Detector(model)), ("second", Detector(model))])
-    _, url, _ = web.launch(blocks, "127.0.0.1", None, prevent_thread_lock=True, quiet=True)
-    try:
-        with sync_api.sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
-            page = browser.new_page(viewport={"width": 1500, "height": 1000})
-            page.elsewhere = []
-            page.on(
-                "request",
-                lambda request: (
-                    request.url.startswith((url, "data:", "blob:"))
-                    or page.elsewhere.append(request.url)
-                ),
-            )
-            page.goto(url)
-            yield page
-            browser.close()
-    finally:
-        blocks.close()
+    opened = []
+
+    def open_page(blocks):
+        _, url, _ = web.launch(blocks, "127.0.0.1", None, prevent_thread_lock=True, quiet=True)
+        opened.append(blocks)
+        page.elsewhere, page.address = [], url
+        page.on(
+            "request",
+            lambda request: (
+                request.url.startswith((url, "data:", "blob:"))
+                or page.elsewhere.append(request.url)
+            ),
+        )
+        page.goto(url)
+        return page
+
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        sync_api.expect.set_options(timeout=60_000)  # a busy machine takes its time
+        yield open_page
+        browser.close()
+        for blocks in opened:
+            blocks.close()
 
 
-def test_drop_a_picture_and_move_the_sliders(page, picture, tmp_path):
+def test_drop_a_picture_and_move_the_sliders(serve, model, picture, tmp_path):
     from playwright.sync_api import expect
 
-    expect.set_options(timeout=60_000)  # a busy machine takes its time over the first load
+    from hypernet_d2.cli.web.page import build_page
+
+    page = serve(build_page([model, model], {}))
     counts = [page.locator(f"#count-{index}") for index in (0, 1)]
     expect(counts[0]).to_contain_text("Drop a picture")
     drop(page, Path(picture))
     for count in counts:
-        expect(count).to_contain_text("Detections: 1, proposals: 4")
-    slide(page, "threshold", "0.1")
+        expect(count).to_contain_text("Detections: 1")
+    slide(page, "upload-threshold", "0.1")
     for count in counts:
-        expect(count).to_contain_text("Detections: 2, proposals: 4")
-    slide(page, "proposals", "1")
+        expect(count).to_contain_text("Detections: 2")
+    page.locator("#tile input").fill("32")
     for count in counts:
-        expect(count).to_contain_text("Detections: 1, proposals: 1")
-    for tab in ("Proposals", "Windows", "Hyper feature"):
+        expect(count).to_contain_text("Detections: 6")
+    page.locator("#tile input").fill("0")
+    for tab in upload.STAGES:
         page.get_by_role("tab", name=tab).first.click()
         expect(page.get_by_role("tabpanel").locator("img:visible").first).to_be_visible()
     page.screenshot(path=os.environ.get("HYPERNET_D2_SCREENSHOT") or tmp_path / "page.png")
     assert page.elsewhere == []
+
+
+def test_no_other_file_is_served(serve, model, tmp_path, monkeypatch):
+    from hypernet_d2.cli.web.page import build_page
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "secret.txt").write_text("secret")
+    monkeypatch.chdir(folder)
+    page = serve(build_page([model], {}))
+    for path in (
+        "secret.txt",
+        folder / "secret.txt",
+        "/etc/passwd",
+        "../served/../folder/secret.txt",
+    ):
+        for prefix in ("file=", "gradio_api/file=", "static/../"):
+            assert page.request.get(f"{page.address}{prefix}{path}").status in (403, 404)
 
 
 def drop(page, path: Path) -> None:
