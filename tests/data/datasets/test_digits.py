@@ -94,7 +94,7 @@ def test_digits_differ_from_what_is_around_them(folder, annotations):
 def test_sizes_vary_from_8_pixels_to_90():
     rng = np.random.default_rng(0)
     source = scenes.load_source("train")
-    drawn = [scenes._draw_digit(source, rng, []) for _ in range(200)]
+    drawn = [scenes._draw_digit(source, rng, [], scenes.SCENE) for _ in range(200)]
     heights = [np.ptp(np.nonzero(d.mask)[0]) + 1 for d in drawn]
     assert min(heights) <= 9 and max(heights) >= 80
     assert 0.4 < np.mean([h < 32 for h in heights]) < 0.7

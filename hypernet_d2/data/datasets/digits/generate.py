@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..paths import cache_root, datasets_root
 from .glyphs import CLASSES, KEYPOINTS
-from .scenes import HEIGHT, WIDTH, Source, annotate, load_source, make_scene
+from .scenes import SCENE, Source, annotate, load_source, make_scene
 
 SPLITS = {"train": 400, "val": 100}  # number of scenes
 JSON_NAME = "annotations.json"
@@ -94,7 +94,9 @@ def _write_scenes(folder: Path, source: Source, split: str, seed: int, num_image
         scene, digits = make_scene(source, rng)
         name = f"{index:06d}.png"
         Image.fromarray(scene).save(folder / name, compress_level=1)
-        images.append({"id": index + 1, "file_name": name, "height": HEIGHT, "width": WIDTH})
+        images.append(
+            {"id": index + 1, "file_name": name, "height": SCENE.height, "width": SCENE.width}
+        )
         for annotation in annotate(digits):
             ids = {"id": len(annotations) + 1, "image_id": index + 1}
             annotations.append({**ids, **annotation})

@@ -6,6 +6,7 @@ differ by the rounding of the JPEG decoder that opens the photographs.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,16 +14,31 @@ from PIL import Image
 from .glyphs import CLASSES, FULL_COVERAGE, KEYPOINTS, choose_threshold, extent, make_glyph, render
 
 PARTS = ("upper", "middle", "lower")
-HEIGHT, WIDTH = 240, 320
 
-DIGIT_HEIGHTS = (8, 90)  # pixels, before rotation
 MAX_ROTATION = 30  # degrees in both directions; larger angles turn a 6 into a 9
-DIGITS_PER_SCENE = (4, 10)
 MIN_VISIBLE = 0.6  # of a digit's pixels; digits below that are removed from the scene
 # The scans are sorted by writer, so the two splits also have different writers.
 SCANS = {"train": slice(0, 1400), "val": slice(1400, None)}
 COLUMNS = {"train": (0, 416), "val": (424, 640)}  # of the photographs, 427 x 640 pixels
 LUMINANCE = np.array([299, 587, 114])  # of R, G, B, in thousandths
+
+
+class Layout(NamedTuple):
+    """The size of a scene and of what it holds, in pixels.
+
+    Attributes:
+        height, width: of the scene, as 3 to 4.
+        digit_heights: from the smallest to the largest, before rotation.
+        digits: how many, from the fewest to the most.
+    """
+
+    height: int = 240
+    width: int = 320
+    digit_heights: tuple[int, int] = (8, 90)
+    digits: tuple[int, int] = (4, 10)
+
+
+SCENE = Layout()
 
 
 @dataclass(frozen=True)
@@ -99,24 +115,28 @@ def load_source(split: str) -> Source:
     return Source([images[c] for c in chosen], [thresholds[c] for c in chosen], photographs)
 
 
-def make_scene(source: Source, rng: np.random.Generator) -> tuple[np.ndarray, list[Digit]]:
+def make_scene(
+    source: Source, rng: np.random.Generator, layout: Layout = SCENE
+) -> tuple[np.ndarray, list[Digit]]:
     """A scene (H, W, 3), uint8 RGB, and its digits from back to front."""
-    scene = _make_background(source.photographs, rng)
+    scene = _make_background(source.photographs, rng, layout)
     digits: list[Digit] = []
-    for _ in range(rng.integers(*DIGITS_PER_SCENE, endpoint=True)):
-        digits.append(_draw_digit(source, rng, digits))
-    digits = _remove_covered(digits)
-    pasted = np.zeros((HEIGHT, WIDTH), bool)
+    for _ in range(rng.integers(*layout.digits, endpoint=True)):
+        digits.append(_draw_digit(source, rng, digits, layout))
+    digits = _remove_covered(digits, layout)
+    pasted = np.zeros((layout.height, layout.width), bool)
     for digit in digits:
         _paste(scene, pasted, digit)
     return scene, digits
 
 
-def _make_background(photographs: list[Image.Image], rng: np.random.Generator) -> np.ndarray:
+def _make_background(
+    photographs: list[Image.Image], rng: np.random.Generator, layout: Layout
+) -> np.ndarray:
     """A crop of a photograph, resized to (H, W), flipped, tinted, of reduced contrast."""
     photograph = photographs[rng.integers(len(photographs))]
     width = int(rng.integers(120, 208, endpoint=True))
-    height = width * HEIGHT // WIDTH
+    height = width * layout.height // layout.width
     left = int(rng.integers(photograph.width - width, endpoint=True))
     top = int(rng.integers(photograph.height - height, endpoint=True))
     flips, hue_shift = rng.integers(4), int(rng.integers(256))
@@ -125,29 +145,34 @@ def _make_background(photographs: list[Image.Image], rng: np.random.Generator) -
     hue, saturation, value = crop.convert("HSV").split()
     hue = hue.point([(i + hue_shift) % 256 for i in range(256)])
     crop = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-    rgb = np.array(crop.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)).astype(np.int64)
+    rgb = np.array(crop.resize((layout.width, layout.height), Image.Resampling.BICUBIC)).astype(
+        np.int64
+    )
     rgb = (((rgb - 128) * contrast) >> 8) + 128 + brightness
     rgb = rgb[:: 1 - 2 * (flips & 1), :: 1 - (flips & 2)]
     return np.ascontiguousarray(np.clip(rgb, 0, 255).astype(np.uint8))
 
 
-def _draw_digit(source: Source, rng: np.random.Generator, others: list[Digit]) -> Digit:
+def _draw_digit(
+    source: Source, rng: np.random.Generator, others: list[Digit], layout: Layout
+) -> Digit:
     """A random digit. One in four is placed next to another digit, so that digits overlap."""
     digit = int(rng.integers(len(CLASSES)))
     scan = int(rng.integers(len(source.scans[digit])))
     glyph = make_glyph(source.scans[digit][scan], source.thresholds[digit][scan])
-    low, high = DIGIT_HEIGHTS
+    low, high = layout.digit_heights
     height = int(low * (high / low) ** rng.random())  # log-uniform
     angle = int(rng.integers(-MAX_ROTATION, MAX_ROTATION, endpoint=True))
     coverage, thirds, keypoints = render(glyph, height, angle)
     h, w = coverage.shape
-    y, x = int(rng.integers(HEIGHT - h, endpoint=True)), int(rng.integers(WIDTH - w, endpoint=True))
+    last_y, last_x = layout.height - h, layout.width - w
+    y, x = int(rng.integers(last_y, endpoint=True)), int(rng.integers(last_x, endpoint=True))
     if rng.integers(4) == 0 and others:
         other = others[rng.integers(len(others))]
         (oy, ox), (oh, ow) = other.corner, other.coverage.shape
         y = oy + (oh - h) // 2 + int(rng.integers(-oh, oh, endpoint=True)) // 2
         x = ox + (ow - w) // 2 + (ow + w) * int(rng.choice([-1, 1])) * 3 // 8
-        y, x = min(max(y, 0), HEIGHT - h), min(max(x, 0), WIDTH - w)
+        y, x = min(max(y, 0), last_y), min(max(x, 0), last_x)
     return Digit(
         digit=digit,
         corner=(y, x),
@@ -161,9 +186,9 @@ def _draw_digit(source: Source, rng: np.random.Generator, others: list[Digit]) -
     )
 
 
-def _remove_covered(digits: list[Digit]) -> list[Digit]:
+def _remove_covered(digits: list[Digit], layout: Layout) -> list[Digit]:
     """The digits of which at least MIN_VISIBLE of the pixels are visible, from back to front."""
-    covered = np.zeros((HEIGHT, WIDTH), bool)
+    covered = np.zeros((layout.height, layout.width), bool)
     kept = []
     for digit in reversed(digits):
         area, mask = covered[digit.area_in_scene], digit.mask
@@ -216,18 +241,18 @@ def _choose_color(patch: np.ndarray, weights: np.ndarray, digit: Digit) -> np.nd
     return np.clip(np.rint(target + scale * tint), 0, 255).astype(np.int64)
 
 
-def annotate(digits: list[Digit]) -> list[dict]:
+def annotate(digits: list[Digit], layout: Layout = SCENE) -> list[dict]:
     """COCO annotations of the visible pixels, without ``id`` and ``image_id``.
 
     Raises:
         ImportError: pycocotools is missing.
     """
-    covered = np.zeros((HEIGHT, WIDTH), bool)
+    covered = np.zeros((layout.height, layout.width), bool)
     annotations = []
     for digit in reversed(digits):
-        visible = np.zeros((HEIGHT, WIDTH), bool)
+        visible = np.zeros((layout.height, layout.width), bool)
         visible[digit.area_in_scene] = digit.mask & ~covered[digit.area_in_scene]
-        thirds = np.zeros((HEIGHT, WIDTH), np.int64)
+        thirds = np.zeros((layout.height, layout.width), np.int64)
         thirds[digit.area_in_scene] = digit.thirds
         (y1, y2), (x1, x2) = extent(visible.any(1)), extent(visible.any(0))
         annotations.append(
