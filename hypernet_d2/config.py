@@ -82,6 +82,8 @@ def add_hypernet_config(cfg: CN) -> None:
     # Pixels by which neighboring tiles overlap; at least the side of most objects, less than SIZE
     # and TRAIN_SIZE.
     hyper.TILES.OVERLAP = 128
+    # Detect in the whole image as well, for objects that are larger than a tile.
+    hyper.TILES.WHOLE_IMAGE = False
     # Side of a tile in training; 0 trains on whole images. Tiles are cut when an image is read, and
     # resized by INPUT.MIN_SIZE_TRAIN.
     hyper.TILES.TRAIN_SIZE = 0

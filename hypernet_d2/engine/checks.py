@@ -93,8 +93,8 @@ def check_test_time_augmentation(cfg: CfgNode) -> None:
 def check_tiles(cfg: CfgNode) -> None:
     """
     Raises:
-        ValueError: ``MODEL.HYPERNET.TILES.SIZE`` is set for a model of other than boxes; or a key
-            of ``MODEL.HYPERNET.TILES`` is out of its range.
+        ValueError: ``MODEL.HYPERNET.TILES.SIZE`` is set for a model that tiles do not
+            support, or a key of ``MODEL.HYPERNET.TILES`` is out of its range.
     """
     tiles = hypernet_node(cfg).TILES
     check_training_tiles(cfg)
@@ -102,8 +102,7 @@ def check_tiles(cfg: CfgNode) -> None:
         return
     _check_tile_size(tiles, "SIZE")
     unsupported = {
-        "MODEL.MASK_ON True": cfg.MODEL.MASK_ON,
-        "MODEL.KEYPOINT_ON True": cfg.MODEL.KEYPOINT_ON,
+        "MODEL.ROI_MASK_HEAD.NAME 'HypercolumnPartHead'": has_parts(cfg),
         "MODEL.LOAD_PROPOSALS True": cfg.MODEL.LOAD_PROPOSALS,
         "TEST.AUG.ENABLED True": cfg.TEST.AUG.ENABLED,
         f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}": (

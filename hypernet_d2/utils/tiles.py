@@ -10,17 +10,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["merge_detections", "tile_boxes"]
+__all__ = ["merge_detections", "merge_with_parts", "tile_boxes"]
 
 MAX_TILES = 1_000_000
-# IoU, within the region that two tiles share, from which two boxes show the same object: where one
-# of them is whole, and where both are cut.
-WHOLE_IOU = 0.5
-CUT_IOU = 0.65
+# Agreement from which two boxes show the same object, see `_agreement`.
+SAME_OBJECT = 0.5
 # A side of a box this close to a border of its tile, as a share of the tile's side, is cut there.
 BORDER = 0.03
 # Factor of the score of a cut box where boxes are ordered.
 CUT_WEIGHT = 0.5
+# A box is cut after all if a box of the same object has more than this share of its side outside
+# of the former's tile.
+BEYOND = 0.15
+LEAST_WEIGHT = 1e-6  # added to scores that are weights, so that their sum is not 0
 
 
 def tile_boxes(size: tuple[int, int], tile: int, overlap: int) -> np.ndarray:
@@ -70,35 +72,20 @@ def merge_detections(
     """The detections of a picture from those of its tiles.
 
     A box is *cut* if it touches a border of its tile inside the picture, and *whole* otherwise. Two
-    boxes of one class and of different tiles show the same object if they agree where both tiles
-    see it: their IoU within the common region of the tiles is `WHOLE_IOU` or more, or `CUT_IOU` if
-    both are cut. From the best box down, with the scores of cut boxes halved, each box takes those
-    of the same object: a whole box keeps its extent, a cut one is extended by the other cut ones,
-    and by those that they match in turn. The score is the highest one of the group.
+    boxes of one class and of different tiles show the same object if they agree in the region that
+    both tiles see; a cut side may differ more, since only a strip of the object may be left. From
+    the best box down, with the scores of cut boxes halved, each box takes those of the same object:
 
-    So an object with sides of at most the overlap, which is whole in one tile, has the box of that
-    tile, and a larger one that no tile shows whole has the box around its parts. Boxes of one tile
-    are left as they are: the detector's own NMS has been applied to them.
+    - A whole box becomes the mean of the whole ones, weighted by score.
+    - A cut box becomes the box around all, and around those that the cut ones agree with in turn.
+      A whole box is treated so as well if another one goes on outside of its tile.
 
-    Slicing tools compare the entire boxes instead, by IoU (as in the SAHI paper, arXiv 2202.06934)
-    or by intersection over the smaller area (IoS), and suppress what matches (NMS) or unite it
-    (SAHI's GREEDYNMM, non-max merging of supervision). AP75 and surplus boxes per picture, mean of
-    8 synthetic scenes of 900 to 2200 pixels, tiles of 480 that overlap by 96, a detector that
-    returns the visible part of each object with a standard deviation of 3% of its sides and a score
-    by the share that is visible (the first three by SAHI 0.12.8, threshold 0.5):
+    The score is the highest one of the group. So an object with sides of at most the overlap, which
+    is whole in one tile, has the box of that tile, and a larger one that no tile shows whole has
+    the box around its parts. Boxes of one tile stay apart: the detector's own NMS has been applied
+    to them.
 
-    =============================  =========  =========  ==============  =========
-    objects (longest side)         NMS, IoU   NMS, IoS   GREEDYNMM, IoS  this rule
-    =============================  =========  =========  ==============  =========
-    150 small ones (to 96)         99.2 / 28  99.2 / 0   100.0 / 0       100.0 / 0
-    25 medium ones (96 to 384)     81.7 / 26  81.9 / 2   94.4 / 2        98.2 / 0
-    6 large ones (384 to 960)      4.2 / 17   4.2 / 14   6.6 / 14        87.4 / 0
-    40, small ones in medium ones  92.6 / 18  85.7 / 2   77.8 / 4        98.6 / 0
-    =============================  =========  =========  ==============  =========
-
-    With a real detector, the shipped model of digits on three mosaics of 25 scenes each of
-    digits_val (1600 x 1200 pixels, tiles of 240 that overlap by 60), the box AP is 52.1 with this
-    rule, 51.6 with NMS by IoU and 44.0 with GREEDYNMM; it is 5.7 without tiles.
+    The whole picture may be one of the tiles, the last one: its boxes are whole.
 
     Args:
         found: for each tile its boxes (n, 4), in pixels of the tile, scores (n,) and classes (n,).
@@ -108,50 +95,82 @@ def merge_detections(
     Returns:
         Boxes (m, 4) float32 in pixels of the picture, scores (m,) and classes (m,), best first.
     """
+    return merge_with_parts(found, tiles, size)[:3]
+
+
+def merge_with_parts(
+    found: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    tiles: np.ndarray,
+    size: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[np.ndarray]]:
+    """As `merge_detections`, and for each object the indices of the detections that show it.
+
+    They count the detections of all tiles, one tile after the other. A whole box is one detection;
+    the parts of an object that no tile shows whole are several, the best first.
+    """
     corners = np.tile(tiles[:, :2], 2)
     boxes = np.concatenate([one[0] + at for one, at in zip(found, corners, strict=True)])
     scores, classes = (np.concatenate([one[k] for one in found]) for k in (1, 2))
     first = np.cumsum([0, *(len(one[1]) for one in found)])
     owner = np.repeat(np.arange(len(tiles)), np.diff(first))
     seen = tiles[owner]  # the tile of each box
-    cut = _is_cut(boxes, seen, size)
+    cut = _cut_axes(boxes, seen, size)
+    whole = ~cut.any(axis=1)
     indices_near = functools.cache(
         lambda tile: np.concatenate(
             [np.arange(*first[t : t + 2]) for t in _overlapping(tiles, tile)] or [first[:0]]
         )
     )
     taken = np.zeros(len(boxes), bool)
-    kept = []
-    for i in np.argsort(-scores * np.where(cut, CUT_WEIGHT, 1), kind="stable"):
+    merged, parts = [], []
+    for i in np.argsort(-scores * np.where(whole, 1, CUT_WEIGHT), kind="stable"):
         if taken[i]:
             continue
         taken[i] = True
-        kept.append(i)
-        pending = [i]
+        group, pending = [i], [i]
         while pending:
             k = pending.pop()
             others = indices_near(owner[k])
             others = others[~taken[others] & (classes[others] == classes[i])]
             others = others[_meets(boxes[k], boxes[others])]
-            iou = _common_iou(boxes[k], seen[k], boxes[others], seen[others])
-            same = others[iou >= np.where(cut[k] & cut[others], CUT_IOU, WHOLE_IOU)]
+            near = boxes[others], seen[others], cut[others]
+            same = others[_agreement(boxes[k], seen[k], cut[k], *near) >= SAME_OBJECT]
             taken[same] = True
-            scores[i] = max(scores[i], scores[same].max(initial=0))
-            if cut[i]:
-                parts = same[cut[same]]
-                boxes[i, :2] = boxes[[i, *parts], :2].min(axis=0)
-                boxes[i, 2:] = boxes[[i, *parts], 2:].max(axis=0)
-                pending.extend(parts)
-    order = np.array(kept, np.int64)[np.argsort(-scores[kept], kind="stable")]
-    return boxes[order].astype(np.float32), scores[order], classes[order]
+            group.extend(same)
+            whole[i] &= not _goes_beyond(boxes[same], seen[i])
+            if not whole[i]:
+                pending.extend(same[~whole[same]])
+        if whole[i]:
+            entire = [k for k in group if whole[k]]
+            box = np.average(boxes[entire], axis=0, weights=scores[entire] + LEAST_WEIGHT)
+        else:
+            box = np.concatenate([boxes[group, :2].min(axis=0), boxes[group, 2:].max(axis=0)])
+        merged.append((box, scores[group].max(), classes[i]))
+        parts.append(np.array([i] if whole[i] else group))
+    new_boxes, new_scores, new_classes = zip(*merged, strict=True) if merged else ((), (), ())
+    new_scores = np.array(new_scores, scores.dtype)
+    order = np.argsort(-new_scores, kind="stable")
+    return (
+        np.array(new_boxes, np.float32).reshape(-1, 4)[order],
+        new_scores[order],
+        np.array(new_classes, classes.dtype)[order],
+        [parts[i] for i in order],
+    )
 
 
-def _is_cut(boxes: np.ndarray, tiles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Whether each box touches a border of its tile that is not the picture's."""
+def _cut_axes(boxes: np.ndarray, tiles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(n, 2): whether each box touches a border of its tile inside the picture, along x and y."""
     height, width = size
     sides = np.tile(tiles[:, 2:] - tiles[:, :2], 2)
     inner = tiles != np.array([0, 0, width, height])
-    return (inner & (np.abs(boxes - tiles) <= BORDER * sides)).any(axis=1)
+    cut = inner & (np.abs(boxes - tiles) <= BORDER * sides)
+    return cut[:, :2] | cut[:, 2:]
+
+
+def _goes_beyond(boxes: np.ndarray, tile: np.ndarray) -> bool:
+    """Whether one of the boxes has more than the share `BEYOND` of a side outside of a tile."""
+    outside = np.maximum(tile[:2] - boxes[:, :2], boxes[:, 2:] - tile[2:])
+    return bool((outside > BEYOND * (boxes[:, 2:] - boxes[:, :2])).any())
 
 
 def _overlapping(tiles: np.ndarray, index: int) -> np.ndarray:
@@ -166,22 +185,36 @@ def _meets(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return ((boxes[:, :2] < box[2:]) & (boxes[:, 2:] > box[:2])).all(axis=1)
 
 
-def _common_iou(
-    box: np.ndarray, tile: np.ndarray, boxes: np.ndarray, tiles: np.ndarray
+def _agreement(
+    box: np.ndarray,
+    tile: np.ndarray,
+    cut: np.ndarray,
+    boxes: np.ndarray,
+    tiles: np.ndarray,
+    cuts: np.ndarray,
 ) -> np.ndarray:
-    """IoU of a box of a tile with boxes of other tiles, within the region that both tiles show."""
+    """How well a box of a tile agrees with boxes of other tiles, in the region that both show.
+
+    It is their IoU there. Where one of the two is cut along an axis, it is at least the product of
+    the IoUs along the axes, that one's under a square root.
+    """
     common = _intersection(tile, tiles)
     one, others = _intersection(box, common), _intersection(boxes, common)
-    shared = _area(_intersection(one, others))
-    union = _area(one) + _area(others) - shared
-    return np.divide(shared, union, out=np.zeros(len(boxes)), where=union > 0)
+    parts = one, others, _intersection(one, others)
+    sides, other_sides, shared = ((part[:, 2:] - part[:, :2]).clip(min=0) for part in parts)
+    along = _ratio(shared, sides + other_sides - shared)
+    lenient = np.sqrt(along) * along[:, ::-1]
+    area = shared.prod(axis=1)
+    iou = _ratio(area, sides.prod(axis=1) + other_sides.prod(axis=1) - area)
+    return np.maximum(iou, np.where(cut | cuts, lenient, 0).max(axis=1))
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b, and 0 where b is."""
+    return np.divide(a, b, out=np.zeros(np.shape(a)), where=b > 0)
 
 
 def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.concatenate(
         [np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])], axis=-1
     )
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1)

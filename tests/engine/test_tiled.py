@@ -46,7 +46,11 @@ def write_scene(root: Path, number: int, most: int = 32) -> tuple[Path, np.ndarr
 
 
 class FindsGrayValues(torch.nn.Module):
-    """Detects the rectangle of each gray value, with its visible area as the score."""
+    """Detects the rectangle of each gray value, with its visible area as the score.
+
+    Keypoints are the upper left and the lower right corner, with a low score at the border of the
+    tile, which may cut the rectangle there.
+    """
 
     def __init__(self):
         super().__init__()
@@ -59,16 +63,23 @@ class FindsGrayValues(torch.nn.Module):
         outputs = []
         for one in inputs:
             assert one["image"].shape[1:] == (one["height"], one["width"])
-            boxes, scores = [], []
+            height, width = one["height"], one["width"]
+            boxes, scores, masks, keypoints = [], [], [], []
             for value in one["image"][0].unique():
                 y, x = torch.nonzero(one["image"][0] == value, as_tuple=True)
                 if value:
                     boxes.append([x.min(), y.min(), x.max() + 1, y.max() + 1])
-                    scores.append(len(x) / 2000)
+                    scores.append(len(x) / 100_000)
+                    masks.append(one["image"][0] == value)
+                    x1, y1, x2, y2 = boxes[-1]
+                    sure = x1 > 0 and y1 > 0, x2 < width and y2 < height
+                    keypoints.append([[x1, y1, 0.1 + sure[0]], [x2, y2, 0.1 + sure[1]]])
             found = Instances((one["height"], one["width"]))
             found.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
             found.scores = torch.tensor(scores)
             found.pred_classes = torch.zeros(len(boxes), dtype=torch.int64)
+            found.pred_masks = torch.stack(masks) if masks else torch.zeros(0, height, width) > 0
+            found.pred_keypoints = torch.tensor(keypoints).reshape(-1, 2, 3)
             outputs.append({"instances": found})
         return outputs
 
@@ -115,6 +126,54 @@ def test_the_detections_of_all_tiles_count(register_scene, tmp_path):
         results = evaluate(register_scene(200, most=10), FindsGrayValues(), tmp_path, *opts)
     assert results["bbox"]["AP"] == pytest.approx(100)
     assert "count up to 900 detections of a class in an image" in messages[0]  # 60 in 15 tiles
+
+
+def detect(picture: torch.Tensor, model, *opts):
+    from hypernet_d2.engine import TiledDetector
+
+    cfg = tiny_cfg(*TILES, "INPUT.MIN_SIZE_TEST", 0, *opts)
+    (output,) = TiledDetector(cfg, model.eval())([{"image": picture}])
+    return output["instances"]
+
+
+def test_masks_and_keypoints_of_parts_are_joined():
+    picture = torch.zeros(3, *SIZE, dtype=torch.uint8)
+    boxes = [[20, 30, 210, 160], [240, 10, 260, 40], [230, 120, 300, 190]]
+    for value, (x1, y1, x2, y2) in enumerate(boxes, start=1):
+        picture[:, y1:y2, x1:x2] = value
+    picture[:, 100:110, 60:120] = 0  # a hole
+    found = detect(picture, FindsGrayValues())
+    order = [found.pred_boxes.tensor.tolist().index(box) for box in boxes]
+    assert len(found) == len(boxes)
+    found = found[order]
+    for value, mask in enumerate(found.pred_masks, start=1):
+        assert torch.equal(mask, picture[0] == value)
+    assert found.pred_keypoints[:, :, :2].flatten(1).tolist() == boxes
+    assert torch.equal(found[1:].pred_masks[0], picture[0] == 2)
+
+
+class FindsSmallGrayValues(FindsGrayValues):
+    """Finds only what fills less than half of its input."""
+
+    def forward(self, inputs):
+        outputs = super().forward(inputs)
+        for one in outputs:
+            found = one["instances"]
+            half = found.image_size[0] * found.image_size[1] / 2
+            one["instances"] = found[found.pred_boxes.area() < half]
+        return outputs
+
+
+def test_the_whole_image_shows_objects_that_are_too_large_for_a_tile():
+    picture = torch.zeros(3, *SIZE, dtype=torch.uint8)
+    large, small = [10, 10, 180, 190], [300, 20, 320, 40]
+    picture[:, 10:190, 10:180] = 1
+    picture[:, 20:40, 300:320] = 2
+    tiles_alone = detect(picture, FindsSmallGrayValues()).pred_boxes.tensor.tolist()
+    assert large not in tiles_alone and tiles_alone.count(small) == 1
+    whole = ("MODEL.HYPERNET.TILES.WHOLE_IMAGE", True)
+    found = detect(picture, FindsSmallGrayValues(), *whole).pred_boxes.tensor.tolist()
+    assert sorted(found) == [large, small]
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +235,10 @@ def test_a_line_of_1500_pixels(weights):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["MODEL.MASK_ON", True], r"does not support MODEL.MASK_ON True; expected .*SIZE 0"),
-        (["MODEL.KEYPOINT_ON", True], "does not support MODEL.KEYPOINT_ON True"),
+        (
+            ["MODEL.MASK_ON", True, "MODEL.ROI_MASK_HEAD.NAME", "HypercolumnPartHead"],
+            r"does not support MODEL.ROI_MASK_HEAD.NAME 'HypercolumnPartHead'; expected .*SIZE 0",
+        ),
         (["MODEL.LOAD_PROPOSALS", True], "does not support MODEL.LOAD_PROPOSALS True"),
         (["TEST.AUG.ENABLED", True], "does not support TEST.AUG.ENABLED True"),
         (["MODEL.META_ARCHITECTURE", "ProposalNetwork"], "META_ARCHITECTURE 'ProposalNetwork'"),

@@ -269,6 +269,7 @@ def unused_keys(cfg) -> set[str]:
             "MODEL.HYPERNET.TILES.TRAIN_MIN_VISIBLE",
             "MODEL.HYPERNET.TILES.TRAIN_EMPTY_SHARE",
         }
+    unused |= set() if tiles.SIZE else {"MODEL.HYPERNET.TILES.WHOLE_IMAGE"}
     return unused if tiles.SIZE or tiles.TRAIN_SIZE else {*unused, "MODEL.HYPERNET.TILES.OVERLAP"}
 
 
