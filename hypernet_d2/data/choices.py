@@ -20,6 +20,8 @@ __all__ = [
     "choose_input_size",
     "choose_limits",
     "choose_schedule",
+    "choose_tiles",
+    "choose_training",
 ]
 
 OBJECT_SIDE = 16  # pixels of the network's input that nine of ten objects shall have at least
@@ -39,6 +41,10 @@ MAX_EVALUATIONS = 10
 
 # Names of classes that a mirror turns into others: single characters, and words for sides.
 SIDE_WORDS = re.compile(r"(?:^|[^a-z])(left|right|clockwise|arrow)(?:[^a-z]|$)", re.I)
+
+
+TILE_SIDE_STEP = 64  # pixels
+AUGMENTED_PASSES = 10  # from which an image is seen so often that it is varied
 
 
 class Choice(NamedTuple):
@@ -119,6 +125,51 @@ def choose_input_size(figures: DataFigures, device: str) -> Choice:
     return Choice("input size", values, reason)
 
 
+def choose_tiles(figures: DataFigures, device: str) -> Choice | None:
+    """``MODEL.HYPERNET.TILES`` for large images of tiny objects, else None.
+
+    These are images in which a tenth of the objects have less than half of `OBJECT_SIDE` at the
+    device's limit of the input size, and that are at least twice as large. In tiles these objects
+    have `OBJECT_SIDE`.
+    """
+    short = figures.sizes.min(axis=1)
+    usual = float(np.median(short))
+    limit = MAX_SHORT_SIDE[device]
+    small = float(np.quantile(figures.sides / short[figures.owners], SMALL_SHARE)) * usual
+    if usual < 2 * limit or small / usual * limit >= OBJECT_SIDE / 2:
+        return None
+    side = max(1, round(limit * small / OBJECT_SIDE / TILE_SIDE_STEP)) * TILE_SIDE_STEP
+    large = float(np.quantile(figures.sides, 1 - SMALL_SHARE))
+    overlap = min(side // 2, max(side // 8, math.ceil(large / SIZE_STEP) * SIZE_STEP))
+    values = {
+        "MODEL.HYPERNET.TILES.SIZE": side,
+        "MODEL.HYPERNET.TILES.TRAIN_SIZE": side,
+        "MODEL.HYPERNET.TILES.OVERLAP": overlap,
+    }
+    reason = (
+        f"a tenth of the objects are smaller than {small:.0f} pixels, and would have "
+        f"{small / usual * limit:.0f} of a whole image's {limit}; in tiles they have {OBJECT_SIDE}"
+    )
+    return Choice("tiles", values, reason)
+
+
+def choose_training(passes: float) -> list[Choice]:
+    """Keys of ``MODEL.HYPERNET.TRAIN`` and ``AUGMENT``.
+
+    Args:
+        passes: over the training images.
+    """
+    node = "MODEL.HYPERNET"
+    best = {f"{node}.TRAIN.BEST_CHECKPOINT": True, f"{node}.TRAIN.VALIDATION_LOSS": True}
+    choices = [Choice("checkpoint", best, "the weights with the best AP on the validation split")]
+    if passes >= AUGMENTED_PASSES:
+        colors = {f"{node}.AUGMENT.{key}": 0.2 for key in ("BRIGHTNESS", "CONTRAST", "SATURATION")}
+        values = {f"{node}.AUGMENT.SCALE": [0.8, 1.25], **colors}
+        reason = f"each image is seen {passes:.0f} times, in another size and other colors"
+        choices.append(Choice("augmentation", values, reason))
+    return choices
+
+
 def choose_limits(figures: DataFigures, train_proposals: int) -> Choice:
     """Proposals and detections an image, more than `USUAL_LIMIT` for images of many objects.
 
@@ -173,7 +224,8 @@ def choose_schedule(
         num_evaluated: numbers of images for validation and for the test.
         iterations: ``SOLVER.MAX_ITER`` if it is given; None to choose it.
     """
-    validation, test = (number * speed.image for number in num_evaluated)
+    # The validation loss is as long as the detection.
+    validation, test = 2 * num_evaluated[0] * speed.image, num_evaluated[1] * speed.image
     given = iterations is not None
     wanted = max(MIN_ITERATIONS, math.ceil(PASSES * figures.num_train / batch))
     wanted = min(wanted, MAX_ITERATIONS[device])

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from hypernet_d2.layers import WindowGrid
 
 from .load import check_registered, load_dataset
+from .tiles import training_tiles
 
 __all__ = ["NUM_RATIOS", "NUM_SIZES", "Fit", "fit", "load_boxes", "suggest"]
 
@@ -42,14 +43,17 @@ class Fit(NamedTuple):
 def load_boxes(cfg: CfgNode, name: str) -> list[tuple[tuple[int, int], Tensor]]:
     """For each image (height, width) and boxes (n, 4) in pixels of the network's input.
 
+    With ``MODEL.HYPERNET.TILES.TRAIN_SIZE`` the images are the training tiles.
+
     Raises:
         KeyError: no data set has the name.
         ValueError: it has no box with an area.
     """
     check_registered(name, "--dataset")
     images = []
-    for record in load_dataset(name):
-        old = record["height"], record["width"]
+    for record in training_tiles(cfg, load_dataset(name), name):
+        x0, y0, x1, y1 = record.get("tile", (0, 0, record["width"], record["height"]))
+        old = y1 - y0, x1 - x0
         new = T.ResizeShortestEdge.get_output_shape(
             *old, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         )
@@ -59,7 +63,9 @@ def load_boxes(cfg: CfgNode, name: str) -> list[tuple[tuple[int, int], Tensor]]:
             if not a.get("iscrowd", 0)
         ]
         scale = torch.tensor([new[1] / old[1], new[0] / old[0]]).repeat(2)
-        resized = Boxes(torch.tensor(boxes).reshape(-1, 4) * scale)
+        shift = torch.tensor([x0, y0, x0, y0])
+        resized = Boxes((torch.tensor(boxes).reshape(-1, 4) - shift) * scale)
+        resized.clip(new)
         images.append((new, resized[resized.nonempty()].tensor))
     if not sum(len(boxes) for _, boxes in images):
         raise ValueError(f"data set {name!r} has no box with an area")

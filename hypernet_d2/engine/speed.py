@@ -11,6 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from hypernet_d2.data.choices import Speed
 
+from .tiled import TiledDetector
 from .trainer import Trainer
 
 __all__ = ["measure_speed"]
@@ -43,14 +44,16 @@ def measure_speed(cfg: CfgNode) -> Speed:
         iteration = (_now() - start) / ITERATIONS
     del batches, optimizer, loss
     model.eval()
+    tiled = cfg.MODEL.HYPERNET.TILES.SIZE
+    detector = TiledDetector(cfg, model) if tiled else model
     images = list(
         itertools.islice(Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0]), IMAGES + 1)
     )
     with torch.no_grad():
-        model(images[0])
+        detector(images[0])
         start = _now()
         for image in images[1:] or images:
-            model(image)
+            detector(image)
         image = (_now() - start) / len(images[1:] or images)
     return Speed(iteration, image)
 

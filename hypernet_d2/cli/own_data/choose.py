@@ -6,17 +6,21 @@ import argparse
 import os
 from importlib.util import find_spec
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from hypernet_d2.checkpoint import OUTPUT_FILES
 from hypernet_d2.cli.arguments import find_config
+from hypernet_d2.data.build import get_training_records
 from hypernet_d2.data.choices import (
     Choice,
     choose_flip,
     choose_input_size,
     choose_limits,
     choose_schedule,
+    choose_tiles,
+    choose_training,
 )
 from hypernet_d2.data.windows import fit, load_boxes, suggest
 from hypernet_d2.engine import setup_cfg
@@ -52,16 +56,22 @@ def choose_config(args: argparse.Namespace, given: dict[str, str], config_file: 
     print(f"\nChosen, each to be changed by KEY VALUE ({config_file} has all):")
     lines: list[str] = []
     add(cfg, given, base, lines)
+    if tiles := choose_tiles(figures, device):
+        add(cfg, given, tiles, lines)
+    if side := cfg.MODEL.HYPERNET.TILES.TRAIN_SIZE:
+        figures = figures._replace(sizes=np.minimum(figures.sizes, side))
     add(cfg, given, choose_input_size(figures, device), lines)
     add(cfg, given, choose_limits(figures, cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN), lines)
     add(cfg, given, choose_windows(cfg), lines)
     add(cfg, given, choose_flip(figures.classes), lines)
+    speed = measure_speed(cfg)
+    figures = figures._replace(num_train=len(get_training_records(cfg)))  # of tiles, if any
     counts = tuple(len(records.get(role, ())) for role in ("val", "test"))
     iterations = cfg.SOLVER.MAX_ITER if "SOLVER.MAX_ITER" in given else None
     batch = cfg.SOLVER.IMS_PER_BATCH
-    speed = measure_speed(cfg)
-    schedule = choose_schedule(figures, device, batch, speed, counts, iterations)
-    add(cfg, given, schedule, lines)
+    add(cfg, given, choose_schedule(figures, device, batch, speed, counts, iterations), lines)
+    for choice in choose_training(cfg.SOLVER.MAX_ITER * batch / figures.num_train):
+        add(cfg, given, choice, lines)
     for path, text in ((config_file, cfg.dump()), ("choices.txt", "\n".join(lines) + "\n")):
         with OUTPUT_FILES.open(os.path.join(cfg.OUTPUT_DIR, os.path.basename(path)), "w") as file:
             file.write(text)

@@ -35,16 +35,21 @@ def finish(cfg: CfgNode, config_file: str, evaluate: Callable[[CfgNode, bool], d
         evaluate: takes a config and whether the last checkpoint is evaluated.
 
     Returns:
-        The results of `evaluate`.
+        {data set: results of `evaluate`}. Those of the test split are in ``OUTPUT_DIR/test``.
     """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = weights_of(cfg.OUTPUT_DIR)
+    results = {}
     test = f"{cfg.DATASETS.TRAIN[0].removesuffix('train')}test"
     if test in DatasetCatalog and test not in cfg.DATASETS.TEST:
-        cfg.DATASETS.TEST = (*cfg.DATASETS.TEST, test)
-    cfg.freeze()
-    results = evaluate(cfg, False)
+        other = cfg.clone()
+        other.DATASETS.TEST = (test,)
+        other.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "test")
+        results[test] = evaluate(other, False)
+    validation = evaluate(cfg, False)
+    names = cfg.DATASETS.TEST
+    results.update({names[0]: validation} if len(names) == 1 else validation)
     if comm.is_main_process():
         print(summarize(cfg, config_file, results))
     return results
@@ -52,10 +57,8 @@ def finish(cfg: CfgNode, config_file: str, evaluate: Callable[[CfgNode, bool], d
 
 def summarize(cfg: CfgNode, config_file: str, results: dict) -> str:
     """The AP on each split, where the files are, and the next commands."""
-    names = cfg.DATASETS.TEST
-    by_set = {names[0]: results} if len(names) == 1 else results
     lines = [""]
-    for name, tasks in by_set.items():
+    for name, tasks in results.items():
         for task, metrics in tasks.items():
             found = ", ".join(
                 f"{key} {metrics[key]:.1f}" for key in ("AP", "AP50", "AP75") if key in metrics
