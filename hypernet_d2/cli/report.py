@@ -6,9 +6,10 @@ file), report.md and score_thresholds.json there. Nothing is trained or evaluate
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
-from hypernet_d2.engine import add_data_argument, register_data
+from hypernet_d2.engine import add_data_argument, register_data, setup_cfg
 from hypernet_d2.evaluation.report import write_report
 
 from .arguments import CommandParser
@@ -29,5 +30,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--num-worst {args.num_worst}: expected 0 or more")
     if not args.output_dir.is_dir():
         parser.error(f"{args.output_dir}: no such folder, expected OUTPUT_DIR of a training")
-    register_data(args.data)
+    if args.data:
+        register_data(args.data)
+    else:  # that the config names
+        config_file = str(args.output_dir / "config.yaml")
+        setup_cfg(argparse.Namespace(config_file=config_file, opts=[]))
     print(write_report(args.output_dir, args.dataset, num_worst=args.num_worst))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import statistics
 import time
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import torch
 from detectron2.config import CfgNode
@@ -16,7 +18,8 @@ from .trainer import Trainer
 
 __all__ = ["measure_speed"]
 
-ITERATIONS, IMAGES = 4, 4  # measured, after one that is not
+REPEATS = 5  # of each measurement, after one that is not used
+MAX_SECONDS = 15  # of each measurement, after which it ends earlier
 
 
 def measure_speed(cfg: CfgNode) -> Speed:
@@ -25,6 +28,9 @@ def measure_speed(cfg: CfgNode) -> Speed:
     Args:
         cfg: of the model; its initial weights are random here.
 
+    Returns:
+        The medians.
+
     Raises:
         ValueError, FileNotFoundError: see :class:`Trainer`.
     """
@@ -32,30 +38,32 @@ def measure_speed(cfg: CfgNode) -> Speed:
     optimizer = Trainer.build_optimizer(cfg, model.train())
     for group in optimizer.param_groups:
         group["lr"] *= cfg.SOLVER.WARMUP_FACTOR
-    batches = iter(Trainer.build_train_loader(cfg))
+
+    def train(batch: list[dict]) -> None:
+        loss = sum(model(batch).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
     with EventStorage():
-        for i in range(ITERATIONS + 1):
-            if i == 1:
-                start = _now()
-            loss = sum(model(next(batches)).values())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        iteration = (_now() - start) / ITERATIONS
-    del batches, optimizer, loss
+        iteration = _median_seconds(train, Trainer.build_train_loader(cfg))
     model.eval()
-    tiled = cfg.MODEL.HYPERNET.TILES.SIZE
-    detector = TiledDetector(cfg, model) if tiled else model
-    images = list(
-        itertools.islice(Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0]), IMAGES + 1)
-    )
+    detector = TiledDetector(cfg, model) if cfg.MODEL.HYPERNET.TILES.SIZE else model
     with torch.no_grad():
-        detector(images[0])
-        start = _now()
-        for image in images[1:] or images:
-            detector(image)
-        image = (_now() - start) / len(images[1:] or images)
+        image = _median_seconds(detector, Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0]))
     return Speed(iteration, image)
+
+
+def _median_seconds(function: Callable, inputs: Iterable) -> float:
+    """Of calls with the first of the inputs, reading included; of a single input, of that alone."""
+    times = [_now()]
+    for one in inputs:
+        function(one)
+        times.append(_now())
+        if len(times) > REPEATS + 1 or times[-1] - times[0] > MAX_SECONDS:
+            break
+    seconds = [end - start for start, end in pairwise(times)]
+    return statistics.median(seconds[1:] or seconds)
 
 
 def _now() -> float:

@@ -93,7 +93,7 @@ def add(cfg: CfgNode, given: dict[str, str], choice: Choice, lines: list[str]) -
 
 def choose_base() -> Choice:
     """The config that the choices are added to."""
-    if all(map(find_spec, PRETRAINED_PACKAGES)) and has_config(PRETRAINED_CONFIG):
+    if all(map(find_spec, PRETRAINED_PACKAGES)):
         reason = "its trunk has ImageNet weights, which are installed"
         return Choice("base", {"config": PRETRAINED_CONFIG}, reason)
     reason = (
@@ -101,13 +101,6 @@ def choose_base() -> Choice:
         '"hypernet-d2[pretrained]"'
     )
     return Choice("base", {"config": RANDOM_CONFIG}, reason)
-
-
-def has_config(name: str) -> bool:
-    try:
-        return bool(find_config(name))
-    except ValueError:
-        return False
 
 
 def choose_windows(cfg: CfgNode) -> Choice:

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 from hypernet_d2.checkpoint import OUTPUT_FILES
+from hypernet_d2.evaluation.report import write_report
 
 __all__ = ["ProgressBar", "finish", "weights_of"]
 
@@ -51,7 +52,9 @@ def finish(cfg: CfgNode, config_file: str, evaluate: Callable[[CfgNode, bool], d
     names = cfg.DATASETS.TEST
     results.update({names[0]: validation} if len(names) == 1 else validation)
     if comm.is_main_process():
-        print(summarize(cfg, config_file, results))
+        print(summarize(cfg, config_file, results), flush=True)
+        if "://" not in cfg.OUTPUT_DIR:
+            print(f"report: {write_report(cfg.OUTPUT_DIR)}")
     return results
 
 

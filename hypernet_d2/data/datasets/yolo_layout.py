@@ -19,6 +19,8 @@ __all__ = ["is_yolo_folder", "read_yolo_folder", "read_yolo_yaml"]
 def read_yolo_yaml(file: Path) -> DataSource:
     """Read a ``data.yaml``.
 
+    A folder ``valid`` or ``test`` beside the file is used, too, if the file does not name it.
+
     Raises:
         FileNotFoundError: it names a split that is missing; ``test`` is only warned of.
         ValueError: naming the file and what is not as expected.
@@ -47,6 +49,10 @@ def read_yolo_yaml(file: Path) -> DataSource:
             warn_once(f"{error}; the test split is left out")
             continue
         splits[ROLES[key]] = _yolo_split(file.parent, paths, classes)
+    for folder, role in role_folders(file.parent, is_yolo_folder).items():
+        if role in ("val", "test") and role not in splits and not content.get(role):
+            warn_once(f"{file}: names no {role}, but there is {folder}, which is used")
+            splits[role] = _yolo_split(file.parent, [folder], classes)
     if "train" not in splits:
         raise ValueError(f"{file}: no 'train', expected the path of its images")
     return DataSource("YOLO", splits, classes)
