@@ -236,9 +236,17 @@ NOT_RUN = (
     "R_18_sample",
     "benchmark",
     "web",
-    "cli.serve",
+    "hypernet_d2 report",
+    "hypernet_d2 serve",
 )
-SLOW = ("--schedule", "export_model.py", "walkthrough.py", "Digits-Parts", "KEYPOINT_ON")
+SLOW = (
+    "train --data",
+    "--schedule",
+    "export_model.py",
+    "walkthrough.py",
+    "Digits-Parts",
+    "KEYPOINT_ON",
+)
 RUN = [
     pytest.param(*c.values, id=c.id, marks=[pytest.mark.slow] * any(w in c.id for w in SLOW))
     for c in WITH_OPTIONS
