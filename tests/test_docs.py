@@ -18,6 +18,7 @@ import torch
 
 import hypernet_d2
 from hypernet_d2.deploy import DIGITS_MODEL
+from hypernet_d2_cli import COMMANDS
 from tests.helpers import TINY, tiny_cfg, write_voc
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +78,7 @@ def parse(words: list[str], monkeypatch) -> argparse.Namespace:
 
     def parse_args(self, args=None, namespace=None):
         parsed = read(self, args, namespace)
-        if hasattr(parsed, "command"):  # of hypernet-d2; the command has a parser of its own
+        if getattr(parsed, "command", None) in COMMANDS:  # which has a parser of its own
             return parsed
         raise Parsed(parsed)
 

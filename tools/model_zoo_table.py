@@ -31,7 +31,7 @@ COLUMNS = ("config", "parameters (M)", "FLOPs (G)", "published", "measured")
 TABLE = re.compile(r"(<!-- table (?P<folders>.+?) -->\n)(?P<rows>.*?)(<!-- end -->)", re.DOTALL)
 LINK = re.compile(r"\(\.\./configs/(.+)\.yaml\)")
 # Long side of the image whose FLOPs are counted, by INPUT.MIN_SIZE_TEST.
-LONG_SIDE = {600: 1000, 800: 1333, 240: 320}
+LONG_SIDE = {600: 1000, 800: 1333, 240: 320, 320: 427}
 
 PUBLISHED = {
     "PascalVOC-Detection/hypernet_VGG16": "76.3 mAP [1]",

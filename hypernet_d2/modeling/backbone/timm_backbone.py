@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -96,16 +97,16 @@ class TimmBackbone(Backbone):
 
     def _set_normalization(self, pretrained_cfg, mean: Sequence[float], std: Sequence[float]):
         """Buffers ``scale`` and ``shift``, (1, 3, 1, 1): from detectron2's values to timm's."""
-        given_mean, given_std = torch.tensor(mean), torch.tensor(std)
-        if self.reverse_channels:
-            given_mean, given_std = given_mean.flip(0), given_std.flip(0)
-        model_mean = 255 * torch.tensor(pretrained_cfg.mean)
-        model_std = 255 * torch.tensor(pretrained_cfg.std)
+        # In NumPy, so that a model can be built on the device "meta".
+        order = slice(None, None, -1 if self.reverse_channels else 1)
+        given_mean, given_std = np.array(mean)[order], np.array(std)[order]
+        model_mean, model_std = 255 * np.array([pretrained_cfg.mean, pretrained_cfg.std])
         scale = given_std / model_std
         shift = (given_mean - model_mean) / model_std
-        self.register_buffer("scale", scale.view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("shift", shift.view(1, -1, 1, 1), persistent=False)
-        self.same_normalization = bool((scale - 1).abs().max() < 1e-3 and shift.abs().max() < 1e-3)
+        for name, value in (("scale", scale), ("shift", shift)):
+            buffer = torch.tensor(value, dtype=torch.float32).view(1, -1, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
+        self.same_normalization = bool(abs(scale - 1).max() < 1e-3 and abs(shift).max() < 1e-3)
 
     @property
     def size_divisibility(self) -> int:
