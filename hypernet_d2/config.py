@@ -128,6 +128,9 @@ def add_hypernet_config(cfg: CN) -> None:
     # Range of a random factor on the size that INPUT.MIN_SIZE_TRAIN and MAX_SIZE_TRAIN give; a
     # larger image is cropped at random to the size without the factor. Empty is off.
     hyper.AUGMENT.SCALE = []
+    # Least share of an object's box, in [0, 1], that a crop (SCALE, INPUT.CROP) has to show for the
+    # object to be trained on. 0 trains on all that is seen, as detectron2 does.
+    hyper.AUGMENT.MIN_VISIBLE = 0.0
     # Probability of a vertical flip; INPUT.RANDOM_FLIP "horizontal" flips horizontally.
     hyper.AUGMENT.VERTICAL_FLIP = 0.0
     # Rotate by 0, 90, 180 or 270 degrees, each with the same probability.

@@ -6,13 +6,21 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
 from torchvision.transforms.functional import adjust_hue
 
 from hypernet_d2.config import hypernet_node
 
-__all__ = ["RandomHue", "ScaleJitter", "add_augmentations", "check_augmentation"]
+__all__ = [
+    "RandomHue",
+    "ScaleJitter",
+    "add_augmentations",
+    "check_augmentation",
+    "visible_share",
+]
 
 NODE = "MODEL.HYPERNET.AUGMENT"
+CROPS = ("relative_range", "relative", "absolute", "absolute_range")
 FLIPS = ("horizontal", "vertical", "none")
 
 
@@ -87,6 +95,24 @@ def add_augmentations(cfg: CfgNode, stock: list[T.Augmentation]) -> list[T.Augme
     return result
 
 
+def visible_share(
+    annotation: dict, transforms: T.TransformList, image_size: tuple[int, int]
+) -> float:
+    """The share of an object's box that an augmented image shows.
+
+    Args:
+        annotation: of the original image, with an upright ``bbox``.
+        transforms: of the augmentation.
+        image_size: (H, W) of the augmented image.
+    """
+    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    x0, y0, x1, y1 = transforms.apply_box(np.array([box], dtype=float))[0]
+    height, width = image_size
+    seen_width = max(min(x1, width) - max(x0, 0), 0)
+    seen_height = max(min(y1, height) - max(y0, 0), 0)
+    return seen_width * seen_height / max((x1 - x0) * (y1 - y0), np.finfo(float).tiny)
+
+
 def check_augmentation(cfg: CfgNode) -> None:
     """
     Raises:
@@ -100,7 +126,14 @@ def check_augmentation(cfg: CfgNode) -> None:
         raise ValueError(
             f"{NODE}.SCALE is {scale}; expected [] or [low, high] with 0 < low <= high"
         )
-    limits = {"VERTICAL_FLIP": 1, "BRIGHTNESS": 1, "CONTRAST": 1, "SATURATION": 1, "HUE": 0.5}
+    limits = {
+        "MIN_VISIBLE": 1,
+        "VERTICAL_FLIP": 1,
+        "BRIGHTNESS": 1,
+        "CONTRAST": 1,
+        "SATURATION": 1,
+        "HUE": 0.5,
+    }
     for key, limit in limits.items():
         if not 0 <= settings[key] <= limit:
             raise ValueError(f"{NODE}.{key} is {settings[key]}; expected 0 to {limit}")
@@ -115,6 +148,15 @@ def check_augmentation(cfg: CfgNode) -> None:
             f"INPUT.RANDOM_FLIP is {cfg.INPUT.RANDOM_FLIP!r}; expected one of {list(FLIPS)}; for "
             f"both flips 'horizontal' and {NODE}.VERTICAL_FLIP 0.5"
         )
+    crop = cfg.INPUT.CROP
+    if crop.ENABLED:
+        largest = 1 if crop.TYPE.startswith("relative") else np.inf
+        sides = list(crop.SIZE)
+        if crop.TYPE not in CROPS or len(sides) != 2 or not all(0 < s <= largest for s in sides):
+            raise ValueError(
+                f"INPUT.CROP.TYPE is {crop.TYPE!r} and INPUT.CROP.SIZE {sides}; expected one of "
+                f"{list(CROPS)} and two numbers: relative ones in (0, 1], absolute ones in pixels"
+            )
     if settings.VERTICAL_FLIP or cfg.INPUT.RANDOM_FLIP == "vertical":
         _check_vertical_flips(cfg)
 

@@ -5,11 +5,12 @@ import os
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import (
     SizeMismatchError,
+    annotations_to_instances,
     check_image_size,
     convert_PIL_to_numpy,
     read_image,
@@ -21,7 +22,7 @@ from PIL import Image
 from hypernet_d2.config import hypernet_node
 from hypernet_d2.utils.images import as_shown
 
-from .augmentation import add_augmentations
+from .augmentation import add_augmentations, visible_share
 from .tiles import tile_transform
 
 
@@ -51,12 +52,25 @@ class NamedErrorDatasetMapper(DatasetMapper):
             size than the dict says, or its annotations do not fit the settings.
     """
 
+    @configurable
+    def __init__(self, is_train: bool, *, min_visible: float = 0.0, **kwargs):
+        """
+        Args:
+            is_train: whether annotations are loaded.
+            min_visible: objects of which the augmented image shows a smaller share of the box are
+                left out.
+            kwargs: arguments of the stock mapper.
+        """
+        super().__init__(is_train, **kwargs)
+        self.min_visible = min_visible
+
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         """The stock mapper's keys, ``MODEL.HYPERNET.AUGMENT`` and ``TILES.TRAIN_SIZE``."""
         options = super().from_config(cfg, is_train)
         if is_train:
             ours = hypernet_node(cfg)
+            options["min_visible"] = ours.AUGMENT.MIN_VISIBLE
             options["augmentations"] = add_augmentations(cfg, options["augmentations"])
             if ours.TILES.TRAIN_SIZE or ours.AUGMENT.SCALE:
                 # As the stock one does for crops: around what a tile or a crop shows of a mask.
@@ -109,3 +123,19 @@ class NamedErrorDatasetMapper(DatasetMapper):
         elif "annotations" in dataset_dict:
             self._transform_annotations(dataset_dict, transforms, image_shape)
         return dataset_dict
+
+    def _transform_annotations(self, dataset_dict, transforms, image_shape) -> None:
+        """The stock method, without crowds and objects of which too little is visible."""
+        objects = [one for one in dataset_dict["annotations"] if not one.get("iscrowd", 0)]
+        if self.min_visible > 0:
+            objects = [
+                one
+                for one in objects
+                if visible_share(one, transforms, image_shape) >= self.min_visible
+            ]
+        if objects:
+            dataset_dict["annotations"] = objects
+            super()._transform_annotations(dataset_dict, transforms, image_shape)
+        else:  # the stock method may compute boxes from masks, of which there are none
+            del dataset_dict["annotations"]
+            dataset_dict["instances"] = annotations_to_instances([], image_shape)

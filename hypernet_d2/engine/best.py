@@ -12,7 +12,7 @@ from torch import distributed, nn
 
 from hypernet_d2.checkpoint import OUTPUT_FILES, HyperNetCheckpointer
 
-__all__ = ["BEST_FILE", "BestCheckpoint", "EarlyStop", "load_best"]
+__all__ = ["BEST_FILE", "BestCheckpoint", "EarlyStop"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class BestCheckpoint(hooks.BestCheckpointer):
         mode = "min" if "loss" in metric else "max"
         checkpointer = BestWeights(model, output_dir)
         super().__init__(eval_period, checkpointer, metric, mode)
+        self._model = model
         self._patience = patience
         self._path = os.path.join(output_dir, BEST_FILE)
 
@@ -60,8 +61,13 @@ class BestCheckpoint(hooks.BestCheckpointer):
         if self.trainer.start_iter > 0 and OUTPUT_FILES.isfile(self._path):
             with OUTPUT_FILES.open(self._path, "rb") as file:
                 saved = torch.load(file, map_location="cpu", weights_only=True)
-            if saved.get("metric") == self._val_metric:
+            if saved["metric"] == self._val_metric:
                 self.best_metric, self.best_iter = saved["score"], saved["iteration"]
+            else:
+                logger.warning(
+                    "the best %s is not known: %s is of the best %s, and will be overwritten",
+                    self._val_metric, self._path, saved["metric"],
+                )  # fmt: skip
         if self._patience_is_over(self.trainer.start_iter - 1):
             self.trainer.max_iter = self.trainer.start_iter
             raise EarlyStop
@@ -79,6 +85,22 @@ class BestCheckpoint(hooks.BestCheckpointer):
             self.trainer.checkpointer.save("model_final", iteration=iteration)
             self.trainer.max_iter = iteration + 1
             raise EarlyStop
+
+    def load_best(self) -> bool:
+        """Give the model the best weights, in all processes.
+
+        Returns:
+            False, with a warning, if no evaluation had a finite score.
+        """
+        if not comm.all_gather(self.best_iter is not None)[0]:
+            logger.warning("there are no best weights: no %s was finite", self._val_metric)
+            return False
+        if comm.is_main_process():
+            HyperNetCheckpointer(self._model, strict=True).load(self._path, checkpointables=[])
+        if comm.get_world_size() > 1:  # the others may not see the file
+            for value in self._model.state_dict().values():
+                distributed.broadcast(value, 0)
+        return True
 
     def _best_checking(self) -> None:
         if not comm.is_main_process():
@@ -119,21 +141,3 @@ class BestCheckpoint(hooks.BestCheckpointer):
                 iteration, evaluations, self._val_metric, self._patience,
             )  # fmt: skip
         return over
-
-
-def load_best(model: nn.Module, output_dir: str) -> bool:
-    """Load ``OUTPUT_DIR/model_best.pth`` in the main process, and send it to the others.
-
-    Returns:
-        False, with a warning, if no score was finite, so that there is none.
-    """
-    path = os.path.join(output_dir, BEST_FILE)
-    if not comm.all_gather(OUTPUT_FILES.isfile(path))[0]:
-        logger.warning("there is no %s, since no evaluation had a finite score", path)
-        return False
-    if comm.is_main_process():
-        HyperNetCheckpointer(model, strict=True).load(path, checkpointables=[])
-    if comm.get_world_size() > 1:
-        for value in model.state_dict().values():
-            distributed.broadcast(value, 0)
-    return True

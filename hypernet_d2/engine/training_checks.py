@@ -53,6 +53,11 @@ def check_training(cfg: CfgNode) -> None:
             f"{NODE}.PATIENCE is {train.PATIENCE} and {NODE}.BEST_CHECKPOINT "
             f"{train.BEST_CHECKPOINT}; expected BEST_CHECKPOINT True, or PATIENCE 0"
         )
+    if train.VAL_DATASETS and cfg.MODEL.LOAD_PROPOSALS:
+        raise ValueError(
+            f"{NODE}.VAL_DATASETS is {tuple(train.VAL_DATASETS)} and MODEL.LOAD_PROPOSALS True, "
+            "but DATASETS.PROPOSAL_FILES_TEST are those of DATASETS.TEST; expected VAL_DATASETS ()"
+        )
     users = [key for key in ("VAL_DATASETS", "BEST_CHECKPOINT", "VALIDATION_LOSS") if train[key]]
     if users and cfg.TEST.EVAL_PERIOD <= 0:
         raise ValueError(

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 
-from .best import BestCheckpoint, load_best
+from .best import BestCheckpoint
 from .validation_loss import ValidationLoss
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class TrainingEvaluation:
         self._train = cfg.MODEL.HYPERNET.TRAIN
         self._trainer = weakref.proxy(trainer)
         self._loss = ValidationLoss(self.validation_cfg) if self._train.VALIDATION_LOSS else None
+        self._best: BestCheckpoint | None = None
         self._latest: tuple[int, dict] = (-1, {})  # iteration, results
 
     def build_hooks(self) -> list[HookBase]:
@@ -57,7 +58,8 @@ class TrainingEvaluation:
         if train.BEST_CHECKPOINT:
             model = self._trainer.evaluated_model
             options = self.cfg.OUTPUT_DIR, train.METRIC, train.PATIENCE
-            result.append(BestCheckpoint(period, model, *options))
+            self._best = BestCheckpoint(period, model, *options)
+            result.append(self._best)
         if train.BEST_CHECKPOINT or train.VAL_DATASETS:
             result.append(hooks.EvalHook(0, self._evaluate_at_end))
         return result
@@ -76,7 +78,7 @@ class TrainingEvaluation:
 
     def _evaluate_at_end(self) -> dict:
         model = self._trainer.evaluated_model
-        if self._train.BEST_CHECKPOINT and load_best(model, self.cfg.OUTPUT_DIR):
+        if self._best and self._best.load_best():
             trained = self._trainer.model  # another one with EMA_DECAY
             getattr(trained, "module", trained).load_state_dict(model.state_dict())
         return {"test": self._test(self.cfg)}

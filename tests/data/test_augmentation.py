@@ -139,6 +139,21 @@ def test_stock_crops_keep_records_without_boxes_and_crops_without_objects(record
     assert counts == {0, 1}
 
 
+def test_a_crop_without_objects_has_no_masks_to_compute_boxes_from(record):
+    masks = ("MODEL.MASK_ON", True, *options(SCALE=[2.0, 2.0]))
+    for result in mapped({**record, "annotations": []}, *masks, count=2):
+        assert len(result["instances"]) == 0
+
+
+def test_objects_of_which_too_little_is_seen_are_left_out(record):
+    shares = {0.0: set(), 0.9: set()}
+    for least, found in shares.items():
+        for result in mapped(record, *options(SCALE=[2.5, 2.5], MIN_VISIBLE=least), count=60):
+            for box in result["instances"].gt_boxes:
+                found.add(round(float((box[2:] - box[:2]).prod()) / (75 * 50), 2))
+    assert min(shares[0.0]) < 0.5 and min(shares[0.9]) >= 0.89 and max(shares[0.9]) == 1
+
+
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
@@ -147,6 +162,8 @@ def test_stock_crops_keep_records_without_boxes_and_crops_without_objects(record
         (options(HUE=0.7), "AUGMENT.HUE is 0.7; expected 0 to 0.5"),
         (options(CONTRAST=-0.1), "AUGMENT.CONTRAST is -0.1; expected 0 to 1"),
         ([*options(SATURATION=0.1), "INPUT.FORMAT", "L"], "SATURATION is 0.1 and INPUT.FORMAT 'L'"),
+        (["INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [300, 300]], "in .0, 1., absolute ones"),
+        (["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "square"], "CROP.TYPE is 'square'"),
         (["INPUT.RANDOM_FLIP", "both"], "RANDOM_FLIP is 'both'; .*VERTICAL_FLIP 0.5"),
     ],
 )

@@ -83,6 +83,21 @@ def test_a_loss_is_minimized_and_nan_is_no_score(tmp_path):
     assert weight(tmp_path) == 6
 
 
+def test_the_best_weights_are_loaded_if_there_are_any(tmp_path):
+    trainer = run(tmp_path, [2.0, 1.0], iterations=4)
+    assert trainer.model.weight.item() == 4
+    assert trainer._hooks[-1].load_best() and trainer.model.weight.item() == 2
+    (tmp_path / "none").mkdir()
+    trainer = run(tmp_path / "none", [math.nan, math.nan], iterations=4)
+    assert not trainer._hooks[-1].load_best() and trainer.model.weight.item() == 4
+
+
+def test_a_file_of_another_metric_is_no_best_score(tmp_path):
+    run(tmp_path, [9.0, 9.0], iterations=4, metric="bbox/AP50")
+    run(tmp_path, [9.0, 9.0, 1.0], iterations=6)
+    assert torch.load(tmp_path / "model_best.pth", weights_only=True)["metric"] == "bbox/AP"
+
+
 def test_the_evaluation_at_the_end_counts(tmp_path):
     run(tmp_path, [1.0, 2.0], iterations=4)
     assert weight(tmp_path) == 4

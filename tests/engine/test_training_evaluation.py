@@ -130,6 +130,10 @@ BEST = [*train_keys(BEST_CHECKPOINT=True), "TEST.EVAL_PERIOD", 10]
     [
         (train_keys(BEST_CHECKPOINT=True), "BEST_CHECKPOINT is True, but TEST.EVAL_PERIOD is 0"),
         (train_keys(PATIENCE=3), "PATIENCE is 3 and .*BEST_CHECKPOINT False"),
+        (
+            [*train_keys(VAL_DATASETS=("held_out",)), "MODEL.LOAD_PROPOSALS", True],
+            "VAL_DATASETS is",
+        ),
         ([*BEST, "DATASETS.TEST", ()], "there is no set to evaluate; expected .*VAL_DATASETS"),
         (train_keys(EMA_DECAY=1.0), "EMA_DECAY is 1.0; expected 0 <= EMA_DECAY < 1"),
         (train_keys(ACCUMULATE=0), "ACCUMULATE is 0; expected 1 or more"),
