@@ -45,11 +45,11 @@ class BestCheckpoint(hooks.BestCheckpointer):
             eval_period: iterations between two evaluations, more than 0.
             model: whose weights are saved.
             output_dir: of ``model_best.pth``.
-            metric: name of the scalar; losses are minimized, all others maximized.
+            metric: name of the scalar; ``validation_loss*`` is minimized, others are maximized.
             patience: number of evaluations without a better score after which training stops; 0
                 for no limit.
         """
-        mode = "min" if "loss" in metric else "max"
+        mode = "min" if metric.startswith("validation_loss") else "max"
         checkpointer = BestWeights(model, output_dir)
         super().__init__(eval_period, checkpointer, metric, mode)
         self._model = model
@@ -99,7 +99,9 @@ class BestCheckpoint(hooks.BestCheckpointer):
             HyperNetCheckpointer(self._model, strict=True).load(self._path, checkpointables=[])
         if comm.get_world_size() > 1:  # the others may not see the file
             for value in self._model.state_dict().values():
-                distributed.broadcast(value, 0)
+                sent = value.contiguous()  # not all are: some are in channels-last layout
+                distributed.broadcast(sent, 0)
+                value.copy_(sent)
         return True
 
     def _best_checking(self) -> None:

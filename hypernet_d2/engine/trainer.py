@@ -63,8 +63,7 @@ class Trainer(DefaultTrainer):
         Raises:
             ValueError, FileNotFoundError: a data set or the config does not fit; see
                 :func:`hypernet_d2.data.load_dataset`, :mod:`hypernet_d2.data.config_checks`,
-                :func:`build_evaluator`, :func:`check_num_classes`, :func:`check_tiles` and
-                :func:`check_test_time_augmentation`.
+                :func:`build_evaluator`, :class:`ValidationLoss` and the functions named check_*.
         """
         # DefaultTrainer's constructor, step by step: it has no argument for the options of
         # DistributedDataParallel and for the class of the checkpointer.

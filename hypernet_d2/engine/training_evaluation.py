@@ -65,6 +65,10 @@ class TrainingEvaluation:
         return result
 
     def _evaluate(self) -> dict:
+        """
+        Raises:
+            ValueError: ``METRIC`` is a loss that the model does not have.
+        """
         iteration, results = self._latest
         if iteration == self._trainer.iter:  # the training has stopped early
             return results
@@ -73,6 +77,7 @@ class TrainingEvaluation:
             results = _with_mean(results, self._train.METRIC)
         if self._loss:
             results = {**results, **self._loss(self._trainer.evaluated_model)}
+            _check_loss_name(self._train.METRIC, results)
         self._latest = self._trainer.iter, results
         return results
 
@@ -88,6 +93,14 @@ class TrainingEvaluation:
         # The attribute in which DefaultTrainer looks for the last results.
         trainer._last_eval_results = trainer.test(cfg, trainer.evaluated_model)
         return trainer._last_eval_results
+
+
+def _check_loss_name(metric: str, results: dict) -> None:
+    if metric.startswith("validation_loss") and metric not in results:
+        losses = [name for name in results if name.startswith("validation_loss")]
+        raise ValueError(
+            f"MODEL.HYPERNET.TRAIN.METRIC is {metric!r}; expected one of {', '.join(losses)}"
+        )
 
 
 def _with_mean(results: dict, metric: str) -> dict:

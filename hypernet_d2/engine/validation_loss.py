@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hypernet_d2.data import NamedErrorDatasetMapper, PartDatasetMapper
 from hypernet_d2.data.build import get_training_records
+from hypernet_d2.data.class_names import training_classes
 from hypernet_d2.data.loader import defer_sigterm_to_parent
 from hypernet_d2.data.parts import has_parts
 
@@ -34,11 +35,13 @@ class ValidationLoss:
     def __init__(self, cfg: CfgNode):
         """
         Args:
-            cfg: of the model, with the validation sets as ``DATASETS.TEST``.
+            cfg: of the model, with the validation sets as ``DATASETS.TEST``; the training sets have
+                been loaded.
 
         Raises:
             ValueError, FileNotFoundError: see
-                :func:`hypernet_d2.data.build.get_training_records`; a set has no annotations.
+                :func:`hypernet_d2.data.build.get_training_records`; a set has no annotations, or
+                not the classes of the training sets in their order.
         """
         cfg = cfg.clone()
         cfg.defrost()
@@ -47,8 +50,16 @@ class ValidationLoss:
         mapper_type = PartDatasetMapper if has_parts(cfg) else NamedErrorDatasetMapper
         resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         mapper = mapper_type(cfg, True, augmentations=[resize])
+        classes = training_classes(cfg.DATASETS.TRAIN)
         cfg.DATASETS.TRAIN = cfg.DATASETS.TEST
         records = get_training_records(cfg)
+        found = training_classes(cfg.DATASETS.TRAIN)
+        if classes != found:
+            raise ValueError(
+                f"MODEL.HYPERNET.TRAIN.VALIDATION_LOSS: {', '.join(cfg.DATASETS.TRAIN)} has the "
+                f"classes {found} and the training set {classes}; expected the same names in the "
+                "same order"
+            )
         self._count = len(records)
         self._loader = build_detection_test_loader(
             records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS

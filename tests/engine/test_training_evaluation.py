@@ -39,9 +39,11 @@ def train_keys(**keys) -> list:
 def test_the_validation_loss_is_repeatable_and_leaves_the_model_as_it_is():
     from detectron2.modeling import build_model
 
+    from hypernet_d2.data.build import get_training_records
     from hypernet_d2.engine.validation_loss import ValidationLoss
 
     cfg = small_run.config("DATASETS.TEST", ("held_out",), "MODEL.RESNETS.NORM", "BN")
+    get_training_records(cfg)
     model = build_model(cfg).train()
     model.backbone.eval()
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -58,6 +60,26 @@ def test_the_validation_loss_is_repeatable_and_leaves_the_model_as_it_is():
     assert first["validation_loss"] == pytest.approx(sum(parts)) and min(parts) > 0
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_validation_losses_need_the_order_of_the_classes():
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from hypernet_d2.data import load_dataset
+    from hypernet_d2.data.build import get_training_records
+    from hypernet_d2.engine.validation_loss import ValidationLoss
+
+    records = load_dataset("held_out")
+    DatasetCatalog.register("reordered", lambda: records)
+    MetadataCatalog.get("reordered").set(thing_classes=["bar", "square"])
+    cfg = small_run.config("DATASETS.TEST", ("reordered",))
+    get_training_records(cfg)
+    try:
+        with pytest.raises(ValueError, match=r"reordered has the classes \['bar', 'square'\]"):
+            ValidationLoss(cfg)
+    finally:
+        DatasetCatalog.pop("reordered")
+        MetadataCatalog.pop("reordered")
 
 
 def test_the_test_set_is_evaluated_once_with_the_best_averaged_weights(tmp_path):
@@ -120,6 +142,16 @@ def test_the_mean_of_several_sets_is_the_metric():
     assert _with_mean(results, "bbox/AP") == {**results, "bbox/AP": 2.5}
     assert _with_mean(results, "a/bbox/AP") == results
     assert _with_mean(results["a"], "bbox/AP") == results["a"]
+
+
+def test_a_loss_that_the_model_does_not_have_is_an_error_at_the_first_evaluation():
+    from hypernet_d2.engine.training_evaluation import _check_loss_name
+
+    results = {"bbox": {"AP": 1.0}, "validation_loss": 1.0, "validation_loss_cls": 1.0}
+    _check_loss_name("validation_loss_cls", results)
+    _check_loss_name("bbox/AP60", results)
+    with pytest.raises(ValueError, match="expected one of validation_loss, validation_loss_cls"):
+        _check_loss_name("validation_loss_mask", results)
 
 
 BEST = [*train_keys(BEST_CHECKPOINT=True), "TEST.EVAL_PERIOD", 10]
