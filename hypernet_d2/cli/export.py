@@ -1,4 +1,4 @@
-"""Exports a trained HyperNet as one file that runs without detectron2.
+"""Exports a trained detector as one file that runs without detectron2.
 
 The file contains the whole detector, from pixels to detections, with the names of the classes.
 hypernet_d2.deploy runs it; docs/DEPLOYMENT.md has the details.
@@ -7,38 +7,33 @@ hypernet_d2.deploy runs it; docs/DEPLOYMENT.md has the details.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from torch import nn
 
-import hypernet_d2
-from hypernet_d2.checkpoint import HyperNetCheckpointer, get_class_names
-from hypernet_d2.data import load_dataset
-from hypernet_d2.deploy import Detections, Detector, ModelInfo, read_image
+from hypernet_d2.checkpoint import HyperNetCheckpointer
+from hypernet_d2.deploy import Detector, read_image
 from hypernet_d2.engine import Predictor, add_data_argument, setup_cfg
 from hypernet_d2.export import (
+    SCORE_THRESHOLDS,
     ExportableDetector,
     capture,
-    size_divisibility,
+    class_names,
+    describe,
+    find_canvas,
+    quantize_int8,
+    read_score_thresholds,
     write_onnx,
     write_torch,
 )
-from hypernet_d2.utils.images import IMAGE_SUFFIXES, list_images
 
 from .arguments import CommandParser, add_config_arguments
-
-# Largest difference to detectron2 in pixels and scores, due to the order of float additions.
-TOLERANCE = 1e-3
+from .export_checks import check, expand_folders, time_alternating
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -77,6 +72,34 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="time the file and detectron2, alternating, on the first --check image",
     )
     parser.add_argument("--threads", type=int, default=1, help="of --time (default: 1)")
+    parser.add_argument(
+        "--quantize",
+        choices=("float16", "int8"),
+        help="onnx: store the weights as 16-bit floats, or compute the convolutions with 8-bit "
+        "integers, whose ranges are those in the --calibration images. Detections change, so that "
+        "--check only reports the differences",
+    )
+    parser.add_argument(
+        "--calibration",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="IMAGE|FOLDER",
+        help="of --quantize int8: 50 or more training images; may be repeated",
+    )
+    parser.add_argument(
+        "--resize-in-file",
+        action="store_true",
+        help="onnx: the file takes images as they are, and resizes and pads them itself, which "
+        "differs a little from Pillow, so that --check only reports the differences",
+    )
+    parser.add_argument(
+        "--score-thresholds",
+        type=Path,
+        metavar="JSON",
+        help='{"class name": threshold}, the default thresholds of the file (default: '
+        f"{SCORE_THRESHOLDS} beside the weights or in OUTPUT_DIR, where it is)",
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE ..., as in train_net.py")
     args = parser.parse_args(argv)
     if args.format == "torchscript":
@@ -90,6 +113,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--time needs an image: --check IMAGE")
     if args.threads < 1:
         parser.error(f"--threads {args.threads}: expected 1 or more")
+    if args.format != "onnx" and (args.quantize or args.resize_in_file):
+        parser.error("--quantize and --resize-in-file are for --format onnx")
+    if (args.quantize == "int8") != bool(args.calibration):
+        parser.error("--quantize int8 and --calibration FOLDER go together")
     if args.format == "onnx":
         needed = ("onnx", "onnxscript", "onnxruntime")  # the last one loads the written file
         missing = [name for name in needed if find_spec(name) is None]
@@ -107,133 +134,62 @@ def load_model(cfg: CfgNode) -> nn.Module:
     return model
 
 
-def class_names(cfg: CfgNode, model: nn.Module) -> tuple[str, ...]:
-    """The names of the classes: those in the checkpoint, else those of ``DATASETS.TEST``.
-
-    Raises:
-        ValueError: if neither has as many names as the model has classes.
-    """
-    names = get_class_names(model)
-    name = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
-    if names is None and name:
-        if not MetadataCatalog.get(name).get("thing_classes") and name in DatasetCatalog:
-            load_dataset(name)  # sets the names
-        names = MetadataCatalog.get(name).get("thing_classes")
-    expected = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if names is None:
-        raise ValueError(
-            f"the checkpoint has no class names, and DATASETS.TEST names {name!r}, which is not "
-            "registered: --data PATH registers it"
-        )
-    if len(names) != expected:
-        raise ValueError(
-            f"DATASETS.TEST names {name!r}, of {len(names)} classes, but "
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {expected}"
-        )
-    return tuple(names)
+def find_score_thresholds(args: argparse.Namespace, cfg: CfgNode) -> Path | None:
+    """The file of ``--score-thresholds``, else the one beside the weights or in OUTPUT_DIR."""
+    if args.score_thresholds:
+        if not args.score_thresholds.is_file():
+            raise FileNotFoundError(f"--score-thresholds {args.score_thresholds}: no such file")
+        return args.score_thresholds
+    folders = (Path(cfg.MODEL.WEIGHTS).parent, Path(cfg.OUTPUT_DIR))
+    paths = (folder / SCORE_THRESHOLDS for folder in folders)
+    return next((path for path in paths if path.is_file()), None)
 
 
-def describe(cfg: CfgNode, model: nn.Module, size: list[int] | None, name: str) -> ModelInfo:
-    """The metadata of the file. The canvas is ``size``, rounded up to the size divisibility."""
-    size = size or [cfg.INPUT.MAX_SIZE_TEST] * 2
-    if min(size) < 1:
-        raise ValueError(f"--size {size[0]} {size[1]}: expected positive numbers of pixels")
-    divisor = size_divisibility(model)
-    return ModelInfo(
-        classes=class_names(cfg, model),
-        input_format=cfg.INPUT.FORMAT,
-        canvas=tuple(-(-side // divisor) * divisor for side in size),
-        size_divisibility=divisor,
-        min_size=cfg.INPUT.MIN_SIZE_TEST,
-        max_size=cfg.INPUT.MAX_SIZE_TEST,
-        score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-        max_proposals=cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
-        max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
-        feature_stride=model.proposal_generator.scorer.grid.feature_stride,
-        config=name,
-        version=hypernet_d2.__version__,
+def export(args: argparse.Namespace, cfg: CfgNode) -> Path:
+    """Write the file of the arguments and the config; returns its path."""
+    model = load_model(cfg)
+    detector = ExportableDetector(model, find_canvas(cfg, model, args.size))
+    classes, thresholds = class_names(cfg, model), ()
+    path = find_score_thresholds(args, cfg)
+    if path:
+        thresholds = read_score_thresholds(path, classes, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST)
+        print(f"{path}: the default score thresholds of the exported file")
+    config = Path(args.config_file)
+    info = describe(
+        cfg,
+        detector,
+        classes=classes,
+        config=config.name,
+        score_thresholds=thresholds,
+        resizes=args.resize_in_file,
     )
-
-
-def expand_folders(paths: list[Path]) -> list[Path]:
-    """Replace each folder in ``paths`` by its images, sorted by name."""
-    images = []
-    for path in paths:
-        found = list_images(path) if path.is_dir() else [path]
-        if not found:
-            raise ValueError(f"--check {path}: no {', '.join(IMAGE_SUFFIXES)} in this folder")
-        images += found
-    return images
-
-
-def check(detector: Detector, predictor: DefaultPredictor, images: list[Path]) -> bool:
-    """Print for each image whether the file and detectron2 detect the same; True if all do."""
-    differ = []
-    for path in images:
-        image = read_image(path)
-        instances = predictor(image)["instances"].to("cpu")
-        expected = Detections(
-            instances.pred_boxes.tensor.numpy(),
-            instances.scores.numpy(),
-            instances.pred_classes.numpy(),
-        )
-        found = detector(image)
-        largest = max(difference(expected, found), difference(found, expected))
-        reason = detector.info.canvas_conflict(image.shape[:2])
-        if largest > TOLERANCE or reason:
-            differ.append(path)
-            reason = f"; DIFFERS{': ' if reason else ''}{reason}"
-        print(
-            f"{path}: {len(found.scores)} detections, detectron2 {len(expected.scores)}, largest "
-            f"difference {largest:.1e} (pixels and scores){reason}"
-        )
-    print(f"{len(images)} images, {len(differ)} with a difference above {TOLERANCE:g}")
-    return not differ
-
-
-def time_alternating(
-    detectors: dict[str, Callable], image: np.ndarray, rounds: int, threads: int
-) -> None:
-    """Print the median and the range of each detector's seconds, after a warm-up."""
-    seconds = {name: [] for name in detectors}
-    for turn in range(rounds + 1):
-        for name, detect in detectors.items():
-            start = time.perf_counter()
-            detect(image)
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    for name, values in seconds.items():
-        print(
-            f"{name}: {statistics.median(values):.4f} s "
-            f"({min(values):.4f} to {max(values):.4f}; {rounds} rounds, threads: {threads})"
-        )
-
-
-def difference(a: Detections, b: Detections) -> float:
-    """The largest distance of a detection in ``a`` to the nearest one of its class in ``b``."""
-    if not len(a.scores):
-        return 0.0
-    if not len(b.scores):
-        return float("inf")
-    rows_a, rows_b = (np.concatenate([x.boxes, x.scores[:, None]], axis=1) for x in (a, b))
-    distance = np.abs(rows_a[:, None] - rows_b[None]).max(axis=2)
-    distance[a.classes[:, None] != b.classes[None]] = np.inf
-    return float(distance.min(axis=1).max())
+    program = capture(detector)
+    args.output.mkdir(parents=True, exist_ok=True)
+    stem = args.output / config.stem
+    if args.format == "torch_export":
+        return write_torch(program, info, stem)
+    if args.quantize is None:
+        return write_onnx(program, info, stem)
+    stem = stem.with_name(f"{stem.name}_{args.quantize}")
+    if args.quantize == "float16":
+        return write_onnx(program, info, stem, half_weights=True)
+    with tempfile.TemporaryDirectory() as folder:
+        source = write_onnx(program, info, Path(folder) / "float32")
+        target = stem.with_name(f"{stem.name}.onnx")
+        quantize_int8(source, target, map(read_image, args.calibration))
+    return target
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     args = parse_args(argv)
     images = expand_folders(args.check)
+    args.calibration = expand_folders(args.calibration)
     cfg = setup_cfg(args)
     cfg.MODEL.DEVICE = "cpu"
-    model = load_model(cfg)
-    info = describe(cfg, model, args.size, Path(args.config_file).name)
-    program = capture(ExportableDetector(model, info.canvas))
-    args.output.mkdir(parents=True, exist_ok=True)
-    write = write_onnx if args.format == "onnx" else write_torch
-    path = write(program, info, args.output / Path(args.config_file).stem)
+    path = export(args, cfg)
     exported = Detector(path, threads=args.threads if args.time else None)
+    info = exported.info
     print(
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, {len(info.classes)} classes, canvas "
         f"{info.canvas[0]} x {info.canvas[1]} pixels (height x width)"
@@ -246,4 +202,4 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
         detectors = {args.format: exported, "detectron2": predictor}
         time_alternating(detectors, read_image(images[0]), args.time, args.threads)
-    return 0 if same else 1
+    return 0 if same or args.quantize or args.resize_in_file else 1

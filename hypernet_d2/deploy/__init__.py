@@ -1,4 +1,6 @@
-"""Runs exported models on onnxruntime or PyTorch; imports neither detectron2 nor the training code.
+"""Runs exported models on onnxruntime, OpenVINO or PyTorch.
+
+It imports neither detectron2 nor the training code.
 
 ``tools/export_model.py`` writes the files. Detections in an image or a folder are printed and drawn
 by ``python -m hypernet_d2.deploy MODEL IMAGE --output OUT``.
@@ -9,13 +11,14 @@ from pathlib import Path
 from hypernet_d2.utils.drawing import draw_detections
 from hypernet_d2.utils.images import read_image
 
-from .detector import Detections, Detector, Stages
+from .detector import Detections, Detector, Instances, Stages
 from .metadata import ModelInfo
 
 __all__ = [
     "DIGITS_MODEL",
     "Detections",
     "Detector",
+    "Instances",
     "ModelInfo",
     "Stages",
     "draw_detections",

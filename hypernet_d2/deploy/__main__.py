@@ -14,6 +14,7 @@ from hypernet_d2.utils.drawing import draw_detections
 from hypernet_d2.utils.images import IMAGE_SUFFIXES, list_images, read_image
 
 from .detector import Detections, Detector
+from .providers import add_runtime_arguments
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -26,7 +27,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="picture to write, .png or .jpg; for a folder of images a folder",
     )
     parser.add_argument(
-        "--threshold", type=float, help="least score (default: 0.5, or the model's where higher)"
+        "--threshold",
+        type=float,
+        help="least score (default: the model's for each class, else 0.5 or the model's where "
+        "higher)",
     )
     parser.add_argument(
         "--proposals", type=int, help="number of proposals that are classified (default: all)"
@@ -40,6 +44,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="PIXELS",
         help="overlap of neighboring tiles (default: a fifth of the tile)",
     )
+    add_runtime_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 
@@ -76,9 +81,9 @@ def main(argv: list[str] | None = None) -> int:
         OSError, ValueError, ImportError, FloatingPointError: a user's mistake.
     """
     args = parse_args(argv)
-    detector = Detector(args.model)
+    detector = Detector(args.model, providers=args.provider, runtime=args.runtime)
     threshold = args.threshold
-    if threshold is None:
+    if threshold is None and not detector.info.score_thresholds:
         threshold = max(0.5, detector.info.score_threshold)
     status = 0
     for path, output in find_images(args.image, args.output):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +15,11 @@ from PIL import Image
 from hypernet_d2.utils.images import bgr_array, read_image, resize
 from hypernet_d2.utils.tiles import merge_detections, tile_boxes
 
-from .metadata import OUTPUTS
+from .heat_maps import find_keypoints, paste_masks, paste_parts
+from .metadata import OUTPUTS, ModelInfo
+from .providers import RUNTIMES
 
-__all__ = ["Detections", "Detector", "Stages"]
+__all__ = ["Detections", "Detector", "Instances", "Stages"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,50 +34,65 @@ class Detections(NamedTuple):
     classes: np.ndarray  # (n,) int64, indices into Detector.info.classes
 
 
+class Instances(NamedTuple):
+    """Objects in an image with what else the model predicts for them, None where it does not."""
+
+    detections: Detections
+    masks: np.ndarray | None  # (n, H, W) bool
+    parts: np.ndarray | None  # (n, H, W) uint8: 0 is no part, p + 1 is part p
+    keypoints: np.ndarray | None  # (n, L, 3) float32: x, y in pixels of the image, score in (0, 1]
+
+
 class Stages(NamedTuple):
     """The intermediate results of a model. Boxes are in pixels of the image."""
 
     detections: Detections
     proposals: np.ndarray  # (k, 4) float32, best first
     objectness: np.ndarray  # (k,) float32, logits
-    windows: np.ndarray  # (k, 4) float32, the windows of the grid that the proposals come from
-    feature: np.ndarray  # (C, h, w) float32, the hyper feature
+    windows: np.ndarray  # (k, 4) float32, the windows or anchors that the proposals come from
+    feature: np.ndarray  # (C, h, w) float32, the map on which they were scored (hyper feature)
 
 
 class Detector:
-    """Detects with a file that ``tools/export_model.py`` wrote, on the CPU.
+    """Detects with a file that ``tools/export_model.py`` wrote.
 
     An image is resized and padded as detectron2's ``DefaultPredictor`` does. If it does not fit the
     model's canvas (``info.canvas``), it is scaled down further, and the first such image is logged
     as a warning. A detector may be called from several threads at a time.
     """
 
-    def __init__(self, path: str | os.PathLike, *, threads: int | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        runtime: str | None = None,
+    ):
         """
         Args:
-            path: an ONNX file, which onnxruntime runs, or an archive of torch.export, which
-                PyTorch runs; the content decides, not the name.
-            threads: of onnxruntime, for one call; None for the number of cores. PyTorch has one
-                number for the whole process, ``torch.set_num_threads``.
+            path: an ONNX file or an archive of torch.export; the content decides, not the name.
+            threads: of onnxruntime or OpenVINO, for one call; None for the number of cores. PyTorch
+                has one number for the whole process, ``torch.set_num_threads``.
+            providers: onnxruntime's execution providers, the preferred one first, by names as in
+                `hypernet_d2.deploy.providers.PROVIDERS`, e.g. ["cuda"]; by default the CPU. One
+                that is missing is replaced by the next one, or the CPU, with a warning.
+            runtime: "onnxruntime" or "openvino" for an ONNX file, "torch" or "torch.compile" for an
+                archive; by default the first of each.
 
         Raises:
             FileNotFoundError: there is no such file.
             ImportError: the library that runs the file is not installed.
-            ValueError: the file is no exported model, or could run code.
+            ValueError: the file is no exported model, or could run code; an unknown provider or
+                runtime, or one that does not run such a file.
         """
         self._path = path = Path(path)
         self._warned = False
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such model file")
-        if zipfile.is_zipfile(path):
-            from .torch_runner import TorchRunner
-
-            self._run = TorchRunner(path)
-        else:
-            from .onnx_runner import OnnxRunner
-
-            self._run = OnnxRunner(path, threads)
-        self.info = self._run.info
+        self._run = _start(path, threads, providers, runtime)
+        self.info: ModelInfo = self._run.info
+        self._thresholds = np.array(self.info.score_thresholds or [0.0], np.float32)
 
     def __call__(
         self,
@@ -91,8 +109,9 @@ class Detector:
             image: (H, W, 3) uint8, BGR as OpenCV reads it; an image of Pillow, whose mode says
                 the order of its channels; or the path of an image file. The last two are rotated
                 and scaled to 8 bits as `hypernet_d2.utils.images.as_shown` describes.
-            score_threshold: least score of a detection; not below the file's own
-                (``info.score_threshold``), which is the default.
+            score_threshold: least score of a detection, of all classes; not below the file's own
+                (``info.score_threshold``). By default it is that of each class,
+                ``info.score_thresholds``, where the file has them, else the file's own.
             num_proposals: how many of the best proposals are classified; from 1 to
                 ``info.max_proposals``, which is the default.
             tile: detect in tiles of this side, in pixels of the image, one after the other, and
@@ -133,26 +152,55 @@ class Detector:
         proposals, objectness, windows, feature = outputs[3:]
         exist = np.isfinite(objectness)
         scale = _scale(size, image.shape[:2])
-        h, w = (-(-side // self.info.feature_stride) for side in size)
+        resized = self.info.resized(image.shape[:2])
+        h, w = (-(-side // self.info.feature_stride) for side in resized)
         return Stages(
-            _postprocess(*outputs[:3], size, image.shape[:2], threshold),
+            _postprocess(*outputs[:3], size, image.shape[:2], threshold)[0],
             proposals[exist] * scale,
             objectness[exist],
             windows[exist] * scale,
             feature[:, :h, :w],
         )
 
-    def _detect(self, image: np.ndarray, threshold: float, count: int) -> Detections:
+    def instances(
+        self,
+        image: ImageLike,
+        *,
+        score_threshold: float | None = None,
+        num_proposals: int | None = None,
+    ) -> Instances:
+        """As `__call__`, with masks, parts and keypoints where the model predicts them."""
+        image, threshold, count = self._check(image, score_threshold, num_proposals)
+        canvas, size = self._prepare(image)
+        heads = self.info.heads
+        outputs = self._outputs(canvas, size, count, (*OUTPUTS[:3], *heads))
+        boxes, original = outputs[0], image.shape[:2]
+        detections, kept = _postprocess(*outputs[:3], size, original, threshold)
+        maps = {name: x[kept] for name, x in zip(heads, outputs[3:], strict=True)}
+        masks = parts = keypoints = None
+        if "masks" in maps:
+            masks = paste_masks(maps["masks"][:, 0], detections.boxes, original)
+        if "part_masks" in maps:
+            parts = paste_parts(maps["part_masks"], detections.boxes, original)
+        if "keypoint_heat_maps" in maps:
+            margin = self.info.keypoint_margin * (boxes[kept, 2:] - boxes[kept, :2])
+            areas = boxes[kept] + np.concatenate([-margin, margin], axis=1)
+            keypoints = find_keypoints(maps["keypoint_heat_maps"], areas)
+            keypoints[:, :, :2] *= _scale(size, original)[:2]
+        return Instances(detections, masks, parts, keypoints)
+
+    def _detect(self, image: np.ndarray, threshold: np.ndarray, count: int) -> Detections:
         canvas, size = self._prepare(image)
         outputs = self._outputs(canvas, size, count, OUTPUTS[:3])
-        return _postprocess(*outputs, size, image.shape[:2], threshold)
+        return _postprocess(*outputs, size, image.shape[:2], threshold)[0]
 
     def _check(
         self,
         image: ImageLike,
         score_threshold: float | None,
         num_proposals: int | None,
-    ) -> tuple[np.ndarray, float, int]:
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """The image as an array, the least score of each class or of all, and the proposals."""
         if isinstance(image, (str, os.PathLike)):
             image = read_image(image)
         elif isinstance(image, Image.Image):
@@ -166,8 +214,11 @@ class Detector:
                 f"image: expected uint8 of shape (H, W, 3), got {image.dtype} of {image.shape}"
             )
         least, most = self.info.score_threshold, self.info.max_proposals
-        threshold = least if score_threshold is None else score_threshold
-        if not least <= threshold <= 1:
+        if score_threshold is None:
+            thresholds = self._thresholds
+        elif least <= score_threshold <= 1:
+            thresholds = np.array([score_threshold], np.float32)
+        else:
             raise ValueError(
                 f"score_threshold is {score_threshold}; expected {least} (the least score that "
                 "this model was exported with) to 1"
@@ -175,13 +226,27 @@ class Detector:
         count = most if num_proposals is None else num_proposals
         if not 1 <= count <= most:
             raise ValueError(f"num_proposals is {num_proposals}; expected 1 to {most}")
-        return image, threshold, count
+        return image, thresholds, count
+
+    def inputs(
+        self, image: ImageLike, *, num_proposals: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """The inputs of the graph for an image, by their names."""
+        image, _, count = self._check(image, None, num_proposals)
+        return self._feed(*self._prepare(image), count)
+
+    def _feed(
+        self, canvas: np.ndarray, size: tuple[int, int], num_proposals: int
+    ) -> dict[str, np.ndarray]:
+        feed = {"image": canvas, "num_proposals": np.array(num_proposals, np.int64)}
+        if not self.info.resizes:
+            feed["size"] = np.array(size, np.int64)
+        return feed
 
     def _outputs(
         self, canvas: np.ndarray, size: tuple[int, int], num_proposals: int, names: tuple[str, ...]
     ) -> list[np.ndarray]:
-        inputs = canvas, np.array(size, np.int64), np.array(num_proposals, np.int64)
-        outputs = self._run(*inputs, names)
+        outputs = self._run(self._feed(canvas, size, num_proposals), names)
         if not all(np.isfinite(output).all() for output in outputs[:2]):
             raise FloatingPointError(
                 f"{self._path}: boxes or scores of this model's output are not finite: its weights "
@@ -190,7 +255,10 @@ class Detector:
         return outputs
 
     def _prepare(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """The padded image, which starts with the resized one, and the size of the latter."""
+        """The padded image, which starts with the resized one, and the size of the latter.
+
+        For a graph that resizes, the image itself and its size.
+        """
         info = self.info
         size = info.resized(image.shape[:2])
         conflict = info.canvas_conflict(image.shape[:2])
@@ -198,13 +266,41 @@ class Detector:
             self._warned = True
             h, w = image.shape[:2]
             logger.warning("%s: image of %d x %d: %s", self._path, h, w, conflict)
+        # Resizing treats each channel alone, so that the channels can be exchanged before it.
+        ordered = image if info.input_format == "BGR" else image[:, :, ::-1]
+        if info.resizes:
+            return np.ascontiguousarray(ordered), image.shape[:2]
         # detectron2 pads to these multiples. More padding would change the features of the image.
         padded = (-(-side // info.size_divisibility) * info.size_divisibility for side in size)
         canvas = np.zeros((*padded, 3), np.uint8)
-        # Resizing treats each channel alone, so that the channels can be exchanged before it.
-        ordered = image if info.input_format == "BGR" else image[:, :, ::-1]
         canvas[: size[0], : size[1]] = resize(ordered, size)
         return canvas, size
+
+
+def _start(path: Path, threads: int | None, providers: Sequence[str] | None, runtime: str | None):
+    """The runner of a file."""
+    is_archive = zipfile.is_zipfile(path)
+    expected = RUNTIMES["torch_export" if is_archive else "onnx"]
+    if runtime is None:
+        runtime = expected[0]
+    if runtime not in expected:
+        kind = "an archive of torch.export" if is_archive else "an ONNX file"
+        raise ValueError(
+            f"{path}: runtime is {runtime!r}; expected {' or '.join(expected)} for {kind}"
+        )
+    if providers and runtime != "onnxruntime":
+        raise ValueError(f"{path}: providers are onnxruntime's, but the runtime is {runtime}")
+    if is_archive:
+        from .torch_runner import TorchRunner
+
+        return TorchRunner(path, compiled=runtime == "torch.compile")
+    if runtime == "openvino":
+        from .openvino_runner import OpenVinoRunner
+
+        return OpenVinoRunner(path, threads)
+    from .onnx_runner import OnnxRunner
+
+    return OnnxRunner(path, threads, providers)
 
 
 def _scale(size: tuple[int, int], original: tuple[int, int]) -> np.ndarray:
@@ -219,11 +315,17 @@ def _postprocess(
     classes: np.ndarray,
     size: tuple[int, int],
     original: tuple[int, int],
-    threshold: float,
-) -> Detections:
-    """detectron2's ``detector_postprocess``, followed by the threshold."""
+    thresholds: np.ndarray,
+) -> tuple[Detections, np.ndarray]:
+    """detectron2's ``detector_postprocess``, followed by the thresholds.
+
+    Returns:
+        The detections, and the index of each among the rows of the graph.
+    """
     height, width = original
     boxes = (boxes * _scale(size, original)).clip(0, [width, height, width, height])
     boxes = boxes.astype(np.float32)
-    kept = (scores > threshold) & (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
-    return Detections(boxes[kept], scores[kept], classes[kept])
+    least = thresholds[classes] if len(thresholds) > 1 else thresholds
+    valid = (scores > 0) & (scores >= least)
+    kept = np.flatnonzero(valid & (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3]))
+    return Detections(boxes[kept], scores[kept], classes[kept]), kept

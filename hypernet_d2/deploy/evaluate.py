@@ -19,6 +19,7 @@ from hypernet_d2.utils.drawing import draw_detections, make_sheet
 from hypernet_d2.utils.images import read_image
 
 from .detector import Detections, Detector
+from .providers import add_runtime_arguments
 
 __all__ = ["METRICS", "contact_sheet", "detect_all", "evaluate", "load_set"]
 
@@ -58,13 +59,17 @@ def load_set(annotations: Path, detector: Detector):
 
 
 def detect_all(detector: Detector, coco, images: Path) -> dict[int, Detections]:
-    """{image id: detections} of every image of the set.
+    """{image id: detections} of every image of the set, down to the file's least score.
 
     Raises:
         FileNotFoundError, ValueError: an image is missing, unreadable or of another size than the
             set states; the file is named.
     """
-    return {key: detector(_read(image, images)) for key, image in coco.imgs.items()}
+    least = detector.info.score_threshold
+    return {
+        key: detector(_read(image, images), score_threshold=least)
+        for key, image in coco.imgs.items()
+    }
 
 
 def evaluate(coco, detections: dict[int, Detections]) -> dict[str, float]:
@@ -186,9 +191,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sheet", type=Path, help="contact sheet to write, .png or .jpg")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score on it (0.5)")
     parser.add_argument("--json", type=Path, help="file to write the AP to, null where undefined")
+    add_runtime_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
-    detector = Detector(args.model)
+    detector = Detector(args.model, providers=args.provider, runtime=args.runtime)
     coco = load_set(args.annotations, detector)
     detections = detect_all(detector, coco, args.images)
     metrics = evaluate(coco, detections)

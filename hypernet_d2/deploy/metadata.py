@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 
 from hypernet_d2.utils.images import fit_size
 
@@ -11,11 +11,14 @@ __all__ = ["FORMAT_VERSION", "INPUTS", "KEY", "OUTPUTS", "ModelInfo"]
 
 # The key in ONNX's metadata_props, and the name of the extra file of a torch.export archive.
 KEY = "hypernet_d2.json"
-# Incremented whenever an older reader would misread a new file.
-FORMAT_VERSION = 2
+# Incremented whenever an older reader would misread a new file. Version 2 lacks the properties of
+# ModelInfo that have defaults.
+FORMAT_VERSION = 3
+READ_VERSIONS = (2, 3)
 # Of the graph, in order; ExportableDetector.forward gives their shapes.
 INPUTS = ("image", "size", "num_proposals")
 OUTPUTS = ("boxes", "scores", "classes", "proposals", "objectness", "windows", "feature")
+HEADS = ("masks", "part_masks", "keypoint_heat_maps")
 
 # Integers, and the least value of each.
 _LEAST = {
@@ -45,6 +48,15 @@ class ModelInfo:
     feature_stride: int  # stride of the hyper feature in pixels
     config: str  # name of the config that the model was built from
     version: str  # of hypernet_d2 that exported it
+    score_thresholds: tuple[float, ...] = ()  # by default, of each class; or none of them
+    heads: tuple[str, ...] = ()  # outputs after OUTPUTS, of HEADS
+    keypoint_margin: float = 0.0  # of a keypoint's heat map around its box, as a share of its side
+    resizes: bool = False  # the input is the image as it is, which the graph resizes and pads
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the graph's outputs, in order."""
+        return OUTPUTS + self.heads
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width to which an image of (height, width) is resized before detection."""
@@ -74,12 +86,14 @@ class ModelInfo:
         try:
             values = json.loads(text)
             version = values.pop("format_version")
-            if version != FORMAT_VERSION:
+            if version not in READ_VERSIONS:
                 raise ValueError(
                     f"it has format version {version}, and this hypernet_d2 reads "
-                    f"{FORMAT_VERSION}: export the model again, or install the version that "
+                    f"{READ_VERSIONS}: export the model again, or install the version that "
                     f"exported it ({values.get('version')})"
                 )
+            if version < FORMAT_VERSION:
+                values = {**_DEFAULTS, **values}
             names = {field.name for field in fields(cls)}
             if set(values) != names:
                 raise ValueError(f"expected the metadata {sorted(names)}, got {sorted(values)}")
@@ -97,8 +111,33 @@ class ModelInfo:
                     f"canvas is {values['canvas']!r}, expected multiples of size_divisibility, "
                     f"{divisor}"
                 )
+            _check_heads(values)
             if values["input_format"] not in ("BGR", "RGB"):
                 raise ValueError(f"input_format is {values['input_format']!r}")
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"{path}: the metadata cannot be read: {error}") from error
         return cls(**values)
+
+
+_DEFAULTS = {
+    field.name: field.default for field in fields(ModelInfo) if field.default is not MISSING
+}
+
+
+def _check_heads(values: dict) -> None:
+    """Check the properties of format version 3, and convert lists to tuples."""
+    thresholds = values["score_thresholds"] = tuple(values["score_thresholds"])
+    if len(thresholds) not in (0, len(values["classes"])) or not all(
+        type(value) in (int, float) and 0 <= value <= 1 for value in thresholds
+    ):
+        raise ValueError(
+            f"score_thresholds is {thresholds}, expected a number from 0 to 1 for each class"
+        )
+    heads = values["heads"] = tuple(values["heads"])
+    if not set(heads) <= set(HEADS):
+        raise ValueError(f"heads is {heads}, expected names of {HEADS}")
+    margin = values["keypoint_margin"]
+    if type(margin) not in (int, float) or not 0 <= margin <= 10:
+        raise ValueError(f"keypoint_margin is {margin!r}, expected 0 to 10")
+    if type(values["resizes"]) is not bool:
+        raise ValueError(f"resizes is {values['resizes']!r}, expected true or false")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .metadata import KEY, OUTPUTS, ModelInfo
+from .metadata import INPUTS, KEY, ModelInfo
 
 __all__ = ["TorchRunner", "check_archive"]
 
@@ -52,10 +52,12 @@ _PROCESS = os.getpid()
 class TorchRunner:
     """Calls may come from several threads at a time."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, compiled: bool = False):
         """
         Args:
             path: a zip archive.
+            compiled: whether ``torch.compile`` translates the graph, which takes a minute or more
+                at the first image and needs a C++ compiler.
 
         Raises:
             ImportError: PyTorch or torchvision is not installed.
@@ -83,10 +85,11 @@ class TorchRunner:
                 "with this version, or to ONNX, which depends on no version of PyTorch"
             ) from error
 
-    def __call__(
-        self, image: np.ndarray, size: np.ndarray, num_proposals: np.ndarray, names: Sequence[str]
-    ) -> list[np.ndarray]:
-        """The outputs ``names`` of the graph.
+        if compiled:
+            self._program = torch.compile(self._program, dynamic=True)
+
+    def __call__(self, feed: dict[str, np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+        """The outputs ``names`` of the graph for the inputs ``feed``.
 
         Raises:
             RuntimeError: the process is a forked one and PyTorch has several threads.
@@ -99,10 +102,11 @@ class TorchRunner:
                 "workers only (gunicorn without --preload), call torch.set_num_threads(1) in each, "
                 "or export to ONNX"
             )
-        inputs = (self._torch.from_numpy(x) for x in (image, size, num_proposals))
+        # A number has no dimension, and from_numpy takes arrays only.
+        inputs = [self._torch.from_numpy(np.asarray(feed[name])) for name in INPUTS]
         try:
             with self._torch.no_grad():
-                outputs = dict(zip(OUTPUTS, self._program(*inputs), strict=True))
+                outputs = dict(zip(self.info.outputs, self._program(*inputs), strict=True))
         except Exception as error:
             raise ValueError(f"{self._path}: this model cannot be run: {error}") from error
         return [outputs[name].numpy() for name in names]

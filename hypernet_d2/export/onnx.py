@@ -9,19 +9,31 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from hypernet_d2.deploy.metadata import INPUTS, KEY, OUTPUTS, ModelInfo
+from hypernet_d2.deploy.metadata import INPUTS, KEY, ModelInfo
+
+from .onnx_constants import shrink_constants
+from .onnx_resizing import add_resizing
 
 __all__ = ["write_onnx"]
 
 
-def write_onnx(program: ExportedProgram, info: ModelInfo, stem: Path) -> Path:
-    """Write STEM.onnx."""
-    path = stem.with_suffix(".onnx")
+def write_onnx(
+    program: ExportedProgram, info: ModelInfo, stem: Path, *, half_weights: bool = False
+) -> Path:
+    """Write STEM.onnx.
+
+    Args:
+        program: from `capture`.
+        info: where ``info.resizes`` is true, the file takes images as they are.
+        stem: the path without its suffix.
+        half_weights: store the weights as 16-bit floats, from which the file computes 32-bit ones.
+    """
+    path = stem.with_name(f"{stem.name}.onnx")
     result = torch.onnx.export(
         program,
         dynamo=True,
         input_names=list(INPUTS),
-        output_names=list(OUTPUTS),
+        output_names=list(info.outputs),
         custom_translation_table=_translations(),
         optimize=False,
         verbose=False,
@@ -34,7 +46,9 @@ def write_onnx(program: ExportedProgram, info: ModelInfo, stem: Path) -> Path:
     model.graph.metadata_props.clear()
     model.metadata_props.clear()
     model.metadata_props[KEY] = info.to_json()
-    _shrink(model)
+    if info.resizes:
+        add_resizing(model, info)
+    shrink_constants(model, half_weights=half_weights)
     result.save(path, external_data=False)
     return path
 
@@ -94,83 +108,3 @@ def _simplify(model) -> None:
         common.NameFixPass(),
     ):
         apply_pass(model)
-
-
-def _shrink(model) -> None:
-    """Store the large constants of an ONNX graph in fewer bytes, without loss.
-
-    The indices of the windows are integers of 64 bits, and their weights have many zeros.
-    onnxruntime expands them when it loads the file.
-    """
-    from onnx_ir.passes.common import DeduplicateInitializersPass
-
-    DeduplicateInitializersPass(size_limit=1 << 40)(model)
-    for value in list(model.graph.initializers.values()):
-        array = value.const_value.numpy()
-        if array.nbytes < 4096:
-            continue
-        narrow = _narrowest(array)
-        if narrow.dtype != array.dtype:
-            tape = _Tape(model, value.name)
-            full = tape.cast(tape.constant(narrow), value.dtype)
-        elif array.dtype == np.float32 and 2 * np.count_nonzero(array) < array.size:
-            tape = _Tape(model, value.name)
-            full = tape.scatter(array)
-        else:
-            continue
-        full.dtype, full.shape = value.dtype, value.shape
-        value.replace_all_uses_with(full)
-        del model.graph.initializers[value.name]
-        for node in reversed(tape.nodes):
-            model.graph.insert_before(model.graph[0], node)
-
-
-def _narrowest(array: np.ndarray) -> np.ndarray:
-    """Convert integers to the smallest type that holds them; other arrays are not changed."""
-    if array.dtype not in (np.int64, np.float32) or (array != np.trunc(array)).any():
-        return array
-    for dtype in (np.uint8, np.int16, np.uint16, np.int32):
-        limits = np.iinfo(dtype)
-        if limits.min <= array.min() and array.max() <= limits.max:
-            if np.dtype(dtype).itemsize < array.itemsize:
-                return array.astype(dtype)
-    return array
-
-
-class _Tape:
-    """Collects new nodes of a graph, in order."""
-
-    def __init__(self, model, name: str):
-        self.model, self.name, self.nodes = model, name, []
-
-    def constant(self, array: np.ndarray):
-        import onnx_ir
-
-        name = f"{self.name}.{len(self.model.graph.initializers)}"
-        tensor = onnx_ir.tensor(array, name=name)
-        value = onnx_ir.Value(
-            name=name, const_value=tensor, shape=tensor.shape, type=onnx_ir.TensorType(tensor.dtype)
-        )
-        self.model.graph.initializers[name] = value
-        return value
-
-    def add(self, operator: str, *inputs, **attributes):
-        import onnx_ir
-
-        node = onnx_ir.node(operator, list(inputs), attributes)
-        self.nodes.append(node)
-        return node.outputs[0]
-
-    def cast(self, value, dtype):
-        return self.add("Cast", value, to=dtype)
-
-    def scatter(self, array: np.ndarray):
-        """An array from its values other than zero, and their positions."""
-        import onnx_ir
-
-        (positions,) = np.nonzero(array.ravel())
-        index = self.cast(self.constant(_narrowest(positions)), onnx_ir.DataType.INT64)
-        zeros = self.add("ConstantOfShape", self.constant(np.array([array.size])))
-        values = self.constant(array.ravel()[positions])
-        flat = self.add("ScatterElements", zeros, index, values)
-        return self.add("Reshape", flat, self.constant(np.array(array.shape)))

@@ -231,7 +231,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 3}, "it has format version 3"),
+        ({"format_version": 4}, "it has format version 4"),
         ({"format_version": 1}, "it has format version 1, .* export the model again"),
         ({"input_format": "YUV"}, "input_format is 'YUV'"),
         ({"more": 1}, "expected the metadata"),
@@ -241,6 +241,8 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
         ({"min_size": -1}, "min_size is -1, expected 0 or more"),
         ({"max_proposals": "4"}, "max_proposals is '4'"),
         ({"score_threshold": float("nan")}, "score_threshold is nan"),
+        ({"score_thresholds": [0.5]}, "score_thresholds is .* number from 0 to 1 for each class"),
+        ({"heads": ["boxes"]}, "heads is .*, expected names of"),
     ],
 )
 def test_metadata_is_checked(change, message):

@@ -14,6 +14,8 @@ from hypernet_d2.deploy import Detector
 from tests.helpers import captures, tiny_cfg
 from tests.modeling.backbone.test_backbones import build_patches
 
+from .models import spread_outputs
+
 pytestmark = [pytest.mark.detectron2, captures]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,33 +60,6 @@ def build(*opts: str):
     torch.manual_seed(0)
     cfg = tiny_cfg(*FEW, *opts)
     return spread_outputs(build_model(cfg).eval()), cfg
-
-
-def spread_outputs(model):
-    """Scale the last layers of a random model so that boxes and scores are spread."""
-    scorer, predictor = model.proposal_generator.scorer, model.roi_heads.box_predictor
-    spread = {
-        scorer.objectness: 1.0,
-        scorer.deltas: 0.3,
-        predictor.cls_score: 2.0,
-        predictor.bbox_pred: 2.0,
-    }
-
-    def scale(layer, _, output):
-        factor = spread[layer] / output.std()
-        layer.weight.data.mul_(factor)
-        return (output - layer.bias) * factor + layer.bias
-
-    hooks = [layer.register_forward_hook(scale) for layer in spread]
-    with torch.no_grad():
-        image = torch.rand(3, 64, 96) * 255
-        feature = model.backbone(((image - model.pixel_mean) / model.pixel_std)[None])["hyper"]
-        boxes = [scorer.grid.boxes(feature.shape[2:])]
-        scorer.forward_boxes(feature, boxes)
-        model.inference([{"image": image}])
-    for hook in hooks:
-        hook.remove()
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +144,8 @@ def test_a_picture_that_does_not_fit_the_canvas_is_named(
     assert "6 images, 1 with a difference above 0.001" in out
 
 
-def test_detections_that_differ_are_told(tool):
+def test_detections_that_differ_are_told():
+    from hypernet_d2.cli.export_checks import difference
     from hypernet_d2.deploy import Detections
 
     def detections(*rows):
@@ -177,7 +153,6 @@ def test_detections_that_differ_are_told(tool):
         scores = np.array([row[4] for row in rows], np.float32)
         return Detections(boxes, scores, np.array([row[5] for row in rows], np.int64))
 
-    difference = tool["difference"]
     rows = [(0, 0, 9, 9, 0.9, 1), (5, 5, 9, 9, 0.8, 0)]
     some = detections(*rows)
     assert difference(some, detections(*reversed(rows))) == 0
@@ -344,7 +319,7 @@ def test_fewer_proposals_are_the_best_ones():
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 5])
 def test_nms_of_any_number_of_boxes(kept):
-    from hypernet_d2.export.exportable import _nms
+    from hypernet_d2.export.operations import nms_in_order
 
     boxes = torch.tensor([[0.0, 0, 10, 10]]).repeat(6, 1)
     boxes[:kept] += 20 * torch.arange(kept)[:, None]
@@ -352,7 +327,7 @@ def test_nms_of_any_number_of_boxes(kept):
     valid = torch.ones(6, dtype=torch.bool) if kept else torch.zeros(6, dtype=torch.bool)
     boxes[-1] = torch.nan
     valid[-1] = False
-    index, real = _nms(boxes, valid, 0.5, 6)
+    index, real = nms_in_order(boxes, valid, 0.5, 6)
     assert index[real].tolist() == list(range(kept))
 
 
@@ -371,9 +346,8 @@ def test_a_graph_takes_an_image_without_any_detection(tool, weights, tmp_path):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["MODEL.MASK_ON", True], "MODEL.MASK_ON or MODEL.KEYPOINT_ON is True"),
         (["MODEL.META_ARCHITECTURE", "ProposalNetwork"], "MODEL.META_ARCHITECTURE is Proposal"),
-        (["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "MODEL.ROI_HEADS.NAME is StandardROI"),
+        (["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"], "MODEL.ROI_HEADS.NAME is CascadeROI"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(opts, message):
