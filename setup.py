@@ -27,6 +27,7 @@ EXTRAS = {
     "deploy": ["onnxruntime>=1.17"],
     "digits": ["scikit-learn"],
     "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.17"],
+    "openvino": ["openvino>=2025.0"],
     "plots": ["matplotlib"],
     "serve": [
         "fastapi>=0.110",

@@ -1,9 +1,9 @@
 """Measures time and memory of HyperNet and its baselines.
 
 "proposals" times the scoring of windows alone, "inference" whole detectors by part, "training"
-training iterations. A contender is "[NAME=]CONFIG [KEY VALUE ...]": a config file or its name in
-the model zoo, with options of its own; NAME is the name of its row. docs/EVALUATION.md shows the
-output.
+training iterations, "deploy" the exported files of a trained model. A contender of the first three
+is "[NAME=]CONFIG [KEY VALUE ...]": a config file or its name in the model zoo, with options of its
+own; NAME is the name of its row. docs/EVALUATION.md shows the output.
 """
 
 import importlib
@@ -17,6 +17,8 @@ COMMANDS = {
     "inference": "--config Digits-Detection/hypernet_R_18 "
     "--against Digits-Detection/faster_rcnn_R_18_FPN --json inference.json",
     "training": "--config Digits-Detection/hypernet_R_18 --batch 2 --json training.json",
+    "deploy": "--config Digits-Detection/hypernet_R_18_demo --size 240 320 MODEL.WEIGHTS "
+    "output/digits/model_final.pth",
 }
 
 
