@@ -34,9 +34,10 @@ from .tracking import LOW_SCORE, Tracker, check_trackers
 from .video import (
     CODECS,
     VIDEOS,
+    VideoWriter,
+    ends_early,
     frame_rate,
     open_video,
-    open_video_writer,
     read_frames,
     show_frame,
 )
@@ -225,6 +226,8 @@ def run_video(
     capture = open_video(source)
     tracker = new_tracker(frame_rate(capture)) if new_tracker else None
     writer, count, start = None, 0, time.perf_counter()
+    first = last = 0.0  # times of frames, in seconds
+    cut = False
     expected = 0 if camera else max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     try:
         frames = tqdm(read_frames(capture), total=expected or None, desc=name, unit="frame")
@@ -235,13 +238,16 @@ def run_video(
             picture = cv2.cvtColor(view.picture, cv2.COLOR_RGB2BGR)
             if writer is None:
                 file = names.next("webcam" if camera else source.stem, CODECS[codec])
-                writer = open_video_writer(file, codec, capture, picture.shape[1::-1])
-            writer.write(picture)
+                writer = VideoWriter(file, codec, frame_rate(capture), picture.shape[1::-1])
+                first = seconds
+            writer.write(picture, seconds)
+            last = seconds
             if coco:
                 coco.add(view.instances, name if camera else source.as_posix(), count)
             count += 1
             if camera and not show_frame(picture):
                 break
+        cut = bool(count) and not camera and ends_early(capture, (first, last), count)
     except KeyboardInterrupt:
         if not camera:
             raise
@@ -253,7 +259,7 @@ def run_video(
         raise UnreadableError("cannot be read as a video")
     seconds = time.perf_counter() - start
     logger.info("%s: %d frames in %.1f s, %.2f per second", name, count, seconds, count / seconds)
-    if count < expected - 1:  # the frame count of some containers is off by one
+    if cut:
         raise UnreadableError(f"ends at frame {count} of {expected}; those before are written")
 
 

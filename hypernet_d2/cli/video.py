@@ -12,9 +12,10 @@ import numpy as np
 __all__ = [
     "CODECS",
     "VIDEOS",
+    "VideoWriter",
+    "ends_early",
     "frame_rate",
     "open_video",
-    "open_video_writer",
     "read_frames",
     "show_frame",
 ]
@@ -22,6 +23,8 @@ __all__ = [
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 CODECS = {"mp4v": ".mp4", "avc1": ".mp4", "MJPG": ".avi", "VP80": ".webm"}
 _DEFAULT_RATE = 30.0  # frames per second of a source that does not say
+_MAX_RATE = 300.0  # frames per second; above it is the resolution of the container's clock
+_MAX_GAP = 60.0  # seconds between two frames; a longer gap is a fault of the times
 
 
 def open_video(source: Path | int) -> cv2.VideoCapture:
@@ -35,9 +38,28 @@ def open_video(source: Path | int) -> cv2.VideoCapture:
 
 
 def frame_rate(capture: cv2.VideoCapture) -> float:
-    """Frames per second; 30 for a source that does not say."""
+    """Frames per second; 30 for a source that does not say, or states its clock's instead."""
     rate = capture.get(cv2.CAP_PROP_FPS)
-    return rate if rate > 0 else _DEFAULT_RATE
+    return rate if 0 < rate <= _MAX_RATE else _DEFAULT_RATE
+
+
+def ends_early(capture: cv2.VideoCapture, times: tuple[float, float], count: int) -> bool:
+    """Whether a file lacks frames at its end.
+
+    OpenCV's number of frames is computed from the duration where the container does not state it,
+    so that times are compared, and not numbers.
+
+    Args:
+        capture: of the file, from which all frames have been read.
+        times: of the first and the last frame, in seconds.
+        count: number of frames, at least 1.
+    """
+    rate, expected = (capture.get(key) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
+    if rate <= 0 or count >= expected - 1:  # or both are unknown
+        return False
+    first, last = times
+    interval = (last - first) / (count - 1) if count > 1 else 1 / rate
+    return last - first + 2 * interval < expected / rate
 
 
 def read_frames(capture: cv2.VideoCapture) -> Iterator[tuple[np.ndarray, float]]:
@@ -55,22 +77,51 @@ def read_frames(capture: cv2.VideoCapture) -> Iterator[tuple[np.ndarray, float]]
         yield frame, seconds
 
 
-def open_video_writer(
-    file: Path, codec: str, capture: cv2.VideoCapture, size: tuple[int, int]
-) -> cv2.VideoWriter:
-    """A writer of frames of ``size`` (width, height), at the rate of ``capture``.
+class VideoWriter:
+    """Writes pictures at their times, in a video of constant frame rate.
 
-    Raises:
-        ValueError: this build of OpenCV cannot write the codec.
+    A picture is repeated until the next one is due, so that a source of variable frame rate, such
+    as a phone, a screen recorder or a slow camera, keeps its speed. None is left out.
     """
-    fourcc = cv2.VideoWriter.fourcc(*codec)
-    writer = cv2.VideoWriter(str(file), fourcc, frame_rate(capture), size)
-    if not writer.isOpened():
-        raise ValueError(
-            f"{file}: this build of OpenCV ({cv2.__version__}) cannot write the codec {codec!r}; "
-            f"try another one: --codec {' or '.join(c for c in CODECS if c != codec)}"
-        )
-    return writer
+
+    def __init__(self, file: Path, codec: str, rate: float, size: tuple[int, int]):
+        """
+        Args:
+            file: to write.
+            codec: one of `CODECS`.
+            rate: frames per second.
+            size: (width, height); pictures of another size are resized.
+
+        Raises:
+            ValueError: this build of OpenCV cannot write the codec.
+        """
+        self._writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*codec), rate, size)
+        if not self._writer.isOpened():
+            raise ValueError(
+                f"{file}: this build of OpenCV ({cv2.__version__}) cannot write the codec "
+                f"{codec!r}; try another one: "
+                f"--codec {' or '.join(c for c in CODECS if c != codec)}"
+            )
+        self._rate, self._size = rate, size
+        self._start, self._count, self._last = 0.0, 0, None
+
+    def write(self, picture: np.ndarray, seconds: float) -> None:
+        """Write a picture (H, W, 3), BGR, that is shown from a time on."""
+        if picture.shape[1::-1] != self._size:  # OpenCV would leave it out
+            picture = cv2.resize(picture, self._size)
+        if self._last is None:
+            self._start = seconds
+        due = round((seconds - self._start) * self._rate)
+        repeated = min(due - self._count, int(_MAX_GAP * self._rate))
+        for _ in range(repeated):
+            self._writer.write(self._last)
+        self._writer.write(picture)
+        self._count += max(repeated, 0) + 1
+        self._last = picture
+
+    def release(self) -> None:
+        """Complete the file."""
+        self._writer.release()
 
 
 def show_frame(picture: np.ndarray) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +194,30 @@ def test_a_folder_of_images_has_the_models_classes(tmp_path):
         read_folder(empty)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         read_folder(tmp_path / "missing")
+
+
+def test_look_through_a_set_in_a_browser(serve, explorer, tmp_path):
+    from playwright.sync_api import expect
+
+    from hypernet_d2.cli.web.models import ExportedModel
+    from hypernet_d2.cli.web.page import build_page
+    from tests.deploy import toy
+
+    model = ExportedModel(toy.write_torch(tmp_path / "toy.pt2"))
+    page = serve(build_page([model], {model.name: (explorer, "")}))
+    summary, title = page.locator("#summary"), page.locator("#detail-title")
+    expect(summary).to_contain_text("pets: 3 of 3 images. At this threshold: precision 67%")
+    expect(page.locator("#gallery img")).to_have_count(3)
+    expect(title).to_contain_text("1.png: 1 right, 1 wrong, 0 missed")
+    page.locator("#gallery .thumbnail-item").nth(1).click()
+    expect(title).to_contain_text("2.png: 1 right, 0 wrong, 1 missed")
+    expect(page.locator("#detail img")).to_be_visible()
+    page.locator("#threshold input[type=range]").fill("0.3")
+    expect(summary).to_contain_text("background 1")
+    expect(title).to_contain_text("2.png")  # what is shown stays
+    page.locator("#kind input").click()
+    page.get_by_role("option", name="background").click()
+    expect(summary).to_contain_text("1 of 3 images, with 1 detections")
+    expect(title).to_contain_text("3.png: 0 right, 1 wrong, 0 missed")
+    page.screenshot(path=os.environ.get("HYPERNET_D2_SCREENSHOT") or tmp_path / "page.png")
+    assert page.elsewhere == []
