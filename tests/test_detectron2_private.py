@@ -58,6 +58,11 @@ PRIVATE = [
         "read by it: the areas of the objects",
     ),
     (
+        "detectron2.evaluation",
+        "COCOEvaluator._output_dir",
+        "read: where the detections are written",
+    ),
+    (
         "detectron2.data",
         "DatasetMapper._transform_annotations",
         "extended: part labels are transformed with the image",

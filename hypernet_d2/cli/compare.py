@@ -23,7 +23,7 @@ from detectron2.data import DatasetCatalog
 from hypernet_d2.engine import add_data_argument, register_data
 from hypernet_d2.engine.trainer import RESULTS_FILE
 from hypernet_d2.evaluation import plot_precision, plot_recall, recall_file
-from hypernet_d2.evaluation.report import DETECTIONS_FILE, comparison_sections, read_run
+from hypernet_d2.evaluation.report import comparison_sections, find_detections, read_run
 from hypernet_d2.evaluation.report.page import Picture, Section, Table, Text, write_page
 from hypernet_d2.utils.files import similar_files
 
@@ -279,21 +279,21 @@ def benchmark_section(content: dict, names: list[str]) -> Section:
 
 def detection_sections(models: list[Model]) -> list[Section]:
     """The comparison of the detections, or a section that says why there is none."""
-    data_set = list(models[0].results[0])[-1]  # the last one: the file of detections holds its
+    data_set = next(iter(models[0].results[0]))
     folders = {model.name: model.folders[0] for model in models}
-    without = [
-        str(folder) for folder in folders.values() if not (folder / DETECTIONS_FILE).is_file()
-    ]
-    reason = None
-    if data_set not in DatasetCatalog:
-        reason = f"data set {data_set!r} is not registered; --data PATH registers one's own"
-    elif without:
-        reason = f"{', '.join(without)}: no {DETECTIONS_FILE}"
-    elif len(models) > 1:
-        runs = {name: read_run(folder, data_set) for name, folder in folders.items()}
-        return comparison_sections(runs)
-    else:
+    if len(models) == 1:
         reason = "there is only one model; hypernet-d2 report describes it"
+    elif data_set not in DatasetCatalog:
+        reason = f"data set {data_set!r} is not registered; --data PATH registers one's own"
+    else:
+        try:
+            for folder in folders.values():
+                find_detections(folder, data_set)
+        except FileNotFoundError as error:
+            reason = str(error)
+        else:
+            runs = {name: read_run(folder, data_set) for name, folder in folders.items()}
+            return comparison_sections(runs)
     return [Section("Detections", [Text(f"Not compared: {reason}.")])]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hypernet_d2.engine import add_data_argument, register_data, setup_cfg
+from hypernet_d2.engine import add_data_argument, setup_cfg
 from hypernet_d2.evaluation.report import write_report
 
 from .arguments import CommandParser
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(__doc__, "output/digits")
     parser.add_argument("output_dir", type=Path, help="OUTPUT_DIR of the training or evaluation")
     parser.add_argument(
-        "--dataset", help="name of the evaluated set (default: the last of DATASETS.TEST)"
+        "--dataset", help="name of the evaluated set (default: the first of DATASETS.TEST)"
     )
     parser.add_argument(
         "--num-worst", type=int, default=20, help="number of the worst pictures (default: 20)"
@@ -30,9 +30,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--num-worst {args.num_worst}: expected 0 or more")
     if not args.output_dir.is_dir():
         parser.error(f"{args.output_dir}: no such folder, expected OUTPUT_DIR of a training")
-    if args.data:
-        register_data(args.data)
-    else:  # that the config names
-        config_file = str(args.output_dir / "config.yaml")
-        setup_cfg(argparse.Namespace(config_file=config_file, opts=[]))
+    # Registers --data, or the data that the config names.
+    setup_cfg(
+        argparse.Namespace(
+            config_file=str(args.output_dir / "config.yaml"), data=args.data, opts=[]
+        )
+    )
     print(write_report(args.output_dir, args.dataset, num_worst=args.num_worst))

@@ -26,7 +26,13 @@ from hypernet_d2.utils.tiles import tile_boxes
 
 from .size_classes import evaluate_boxes, quantile_sizes
 
-__all__ = ["build_coco_evaluator", "ground_truth", "max_detections", "records_to_coco"]
+__all__ = [
+    "build_coco_evaluator",
+    "detections_file",
+    "ground_truth",
+    "max_detections",
+    "records_to_coco",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +92,7 @@ def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> CO
         )
     with _temporary_metadata(f"{dataset_name}_ground_truth", values) as name:
         return SizeClassEvaluator(
+            dataset_name,
             name,
             tasks,
             output_dir=output_dir,
@@ -97,9 +104,30 @@ def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> CO
 class SizeClassEvaluator(COCOEvaluator):
     """The stock evaluator, with AP and recall of boxes by size classes of the set.
 
+    Also writes the detections to the file of `detections_file`: the stock file has the same name
+    for every set, so that it holds only those of the last one.
+
     Adds ``APsize-1of3`` and ``ARsize-1of3`` (the smallest third of the objects) to ``3of3``, see
     :func:`quantile_sizes`. The hyphen keeps them out of the line to copy that detectron2 prints.
     """
+
+    def __init__(self, dataset_name: str, *args, **kwargs):
+        """
+        Args:
+            dataset_name: of the set, for the file of the detections.
+            args, kwargs: of COCOEvaluator.
+        """
+        super().__init__(*args, **kwargs)
+        self.dataset_name = dataset_name
+
+    def evaluate(self, img_ids=None):
+        """As the stock method."""
+        results = super().evaluate(img_ids)
+        if "bbox" in (results or {}) and self._output_dir:
+            stock = os.path.join(self._output_dir, "coco_instances_results.json")
+            own = detections_file(self._output_dir, self.dataset_name)
+            PathManager.copy(stock, own, overwrite=True)
+        return results
 
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
@@ -122,6 +150,11 @@ class SizeClassEvaluator(COCOEvaluator):
             ", ".join(f"{name} {by_size[name].ap:.2f}" for name in sizes),
         )
         return results
+
+
+def detections_file(folder: str | os.PathLike, dataset_name: str) -> str:
+    """The path of the detections in a set, as COCO's json of results, in ``inference``."""
+    return os.path.join(folder, f"{dataset_name}_instances_results.json")
 
 
 def max_detections(cfg: CfgNode, records: Iterable[dict] = ()) -> int:

@@ -26,6 +26,7 @@ def draw_detections(
     boxes: np.ndarray,
     labels: Sequence[str],
     colors: Sequence[int | tuple[int, int, int]] | None = None,
+    width: int | None = None,
 ) -> np.ndarray:
     """Draw labeled boxes, the first above the others.
 
@@ -36,6 +37,7 @@ def draw_detections(
             and the box's number in ``colors``, if it has one.
         colors: n numbers, such as those of the classes, where equal numbers give equal colors, or
             n colors in the order of the image's channels. None: one color for all.
+        width: of the lines in pixels; by default 1 for every 250 pixels of the short side.
 
     Returns:
         (H, W, 3) uint8, a copy.
@@ -43,7 +45,7 @@ def draw_detections(
     picture = Image.fromarray(np.ascontiguousarray(image))
     draw = ImageDraw.Draw(picture)
     short = min(image.shape[:2])
-    font_size, width = max(10, short // 28), max(1, short // 250)
+    font_size, width = max(10, short // 28), width or max(1, short // 250)
     numbers = [0] * len(boxes) if colors is None else list(colors)
     # The best ones come first and are drawn last, over the others.
     for box, number in reversed(list(zip(boxes.tolist(), numbers, strict=True))):

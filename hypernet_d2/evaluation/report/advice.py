@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -23,6 +24,7 @@ MIN_SHARE = 0.15  # of the errors or the objects, for a rule to be named
 MIN_LOST = 2.0  # points of AP50
 OVERFITTING = 1.1  # last loss of validation divided by the smallest
 STILL_RISING = 1.0  # points of AP in the last quarter of the training
+SURE_SCORE = 0.8
 MIN_RECALL = 90.0  # percent of the objects with a proposal of IoU 0.5
 
 
@@ -53,7 +55,17 @@ def input_scale(cfg: CfgNode, height: int, width: int) -> float:
 
 def give_advice(analysis: Analysis, run: RunFiles) -> list[str]:
     """Sentences on what to try, the most important first."""
-    rules = (_amount, _input_size, _training, _classes, _confusion, _errors, _proposals, _limits)
+    rules = (
+        _amount,
+        _unlabelled,
+        _input_size,
+        _training,
+        _classes,
+        _confusion,
+        _errors,
+        _proposals,
+        _limits,
+    )
     return [text for rule in rules for text in rule(analysis, run)]
 
 
@@ -64,6 +76,24 @@ def _amount(analysis: Analysis, run: RunFiles) -> Iterator[str]:
             f"The evaluated set has only {objects} objects in {len(analysis.data.images)} images: "
             "differences of several points of AP may be chance. Label more images for validation."
         )
+
+
+def _unlabelled(analysis: Analysis, run: RunFiles) -> Iterator[str]:
+    data = analysis.data
+    sure = (analysis.errors.kinds == "background") & (data.scores >= SURE_SCORE)
+    count, wrong = int(sure.sum()), int(analysis.wrong.sum())
+    if count < 5 or count < MIN_SHARE * wrong:
+        return
+    images, numbers = np.unique(data.image_of[sure], return_counts=True)
+    most = [
+        f"{Path(data.images[images[i]]['file_name']).name} ({numbers[i]})"
+        for i in np.argsort(-numbers, kind="stable")[:3]
+    ]
+    yield (
+        f"{count} of the {wrong} wrong detections have a score of at least {SURE_SCORE:g} and lie "
+        f"on no labelled object: these may be objects without a label, most in {', '.join(most)}. "
+        "Look at those pictures first: missing labels cost more than any setting."
+    )
 
 
 def _input_size(analysis: Analysis, run: RunFiles) -> Iterator[str]:
@@ -166,7 +196,8 @@ def _errors(analysis: Analysis, run: RunFiles) -> Iterator[str]:
         ),
         "background": (
             f"{count('background')} detections lie on no labelled object",
-            "look at them below for objects without a label, and add images without objects",
+            "look at them below for objects without a label; more training images, also without "
+            "objects, help",
         ),
         "duplicate": (
             f"{count('duplicate')} detections repeat another one",

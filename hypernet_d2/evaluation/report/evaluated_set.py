@@ -18,13 +18,11 @@ from detectron2.data import MetadataCatalog
 from pycocotools.coco import COCO
 
 from hypernet_d2.data import load_dataset
-from hypernet_d2.evaluation.coco import ground_truth, max_detections
+from hypernet_d2.evaluation.coco import detections_file, ground_truth, max_detections
 from hypernet_d2.utils.coco_json import join_first
 from hypernet_d2.utils.files import similar_files
 
-__all__ = ["DETECTIONS_FILE", "EvaluatedSet", "make_evaluated_set", "read_evaluated_set"]
-
-DETECTIONS_FILE = Path("inference", "coco_instances_results.json")  # of COCOEvaluator
+__all__ = ["EvaluatedSet", "find_detections", "make_evaluated_set", "read_evaluated_set"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,24 @@ class EvaluatedSet:
         return np.flatnonzero((self.labels == label) & ~ignored)
 
 
+def find_detections(output_dir: Path, dataset_name: str) -> Path:
+    """The detections in a set that an evaluation has written.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    folder = output_dir / "inference"
+    path = Path(detections_file(folder, dataset_name))
+    stock = folder / "coco_instances_results.json"  # of detectron2 or an earlier version
+    found = next((one for one in (path, stock) if one.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"{path} is missing; an evaluation with MODEL.HYPERNET.EVALUATOR coco writes it: "
+            f"hypernet-d2 eval ... OUTPUT_DIR {output_dir}{similar_files(path)}"
+        )
+    return found
+
+
 def read_evaluated_set(output_dir: Path, dataset_name: str, cfg: CfgNode) -> EvaluatedSet:
     """The set and the detections that the evaluation has written.
 
@@ -87,13 +103,8 @@ def read_evaluated_set(output_dir: Path, dataset_name: str, cfg: CfgNode) -> Eva
         ValueError: they are those of another data set, or the set has no ground truth.
         KeyError: no set has the name.
     """
-    path = output_dir / DETECTIONS_FILE
+    path = find_detections(output_dir, dataset_name)
     records = load_dataset(dataset_name, evaluated=True)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing; an evaluation with MODEL.HYPERNET.EVALUATOR coco writes it: "
-            f"hypernet-d2 eval ... OUTPUT_DIR {output_dir}{similar_files(path)}"
-        )
     try:
         detections = json.loads(path.read_text())
     except ValueError as error:
@@ -106,8 +117,7 @@ def read_evaluated_set(output_dir: Path, dataset_name: str, cfg: CfgNode) -> Eva
     if unknown:
         raise ValueError(
             f"{path} has detections in {len(unknown)} images that data set {dataset_name!r} does "
-            f"not have: {join_first(map(str, sorted(unknown, key=str)))}; it holds those of the "
-            "last set that was evaluated, name that one with --dataset"
+            f"not have: {join_first(map(str, sorted(unknown, key=str)))}; evaluate the set again"
         )
     metadata = MetadataCatalog.get(dataset_name)
     limit = max_detections(cfg, records)

@@ -153,8 +153,8 @@ def _draw(
     order = np.argsort(~important, kind="stable")
     few = len(boxes) <= _MAX_LABELS
     texts = [labels[i] if few or important[i] else "" for i in order]
-    texts = [text if n < 2 * _MAX_LABELS else "" for n, text in enumerate(texts)]
-    return draw_detections(image, boxes[order], texts, [colors[i] for i in order])
+    texts = [text if n < _MAX_LABELS else "" for n, text in enumerate(texts)]
+    return draw_detections(image, boxes[order], texts, [colors[i] for i in order], width=2)
 
 
 def _read(path: str, side: int) -> tuple[np.ndarray, float]:

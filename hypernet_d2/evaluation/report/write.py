@@ -35,15 +35,14 @@ def write_report(
     """Write ``report.html``, ``report.md`` and ``score_thresholds.json`` of a trained model.
 
     They are written from the files of a training or evaluation: ``config.yaml``,
-    ``inference/coco_instances_results.json``, and, if they are there, ``metrics.json`` and
+    ``inference/DATASET_instances_results.json``, and, if they are there, ``metrics.json`` and
     ``proposal_recall_DATASET.json``. ``report.html`` holds its pictures; those of ``report.md`` are
     in the folder ``report``. ``score_thresholds.json`` is {class name: score threshold with the
     largest F1 at IoU 0.5}; classes without a right detection are missing in it.
 
     Args:
         output_dir: ``OUTPUT_DIR`` of the training.
-        dataset_name: the evaluated set, registered; by default the last of ``DATASETS.TEST``, whose
-            detections the file holds.
+        dataset_name: the evaluated set, registered; by default the first of ``DATASETS.TEST``.
         num_worst: number of the images with the most errors that are shown.
 
     Returns:
@@ -89,7 +88,7 @@ def write_report(
 def read_run(output_dir: Path, dataset_name: str | None = None) -> tuple[Analysis, RunFiles]:
     """The figures of a trained model, from the files in its folder; see `write_report`."""
     cfg = _read_config(output_dir)
-    name = dataset_name or next(reversed(cfg.DATASETS.TEST), None)
+    name = dataset_name or next(iter(cfg.DATASETS.TEST), None)
     if name is None:
         raise ValueError(f"{output_dir / 'config.yaml'}: DATASETS.TEST is empty; give --dataset")
     if name not in DatasetCatalog:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 
 import numpy as np
 import pytest
@@ -243,3 +244,8 @@ class TestSizes:
         for name in ("1of3", "2of3", "3of3"):
             assert results[f"APsize-{name}"] == pytest.approx(100)
             assert results[f"ARsize-{name}"] == pytest.approx(100)
+        # Of two sets each keeps its detections, which the report reads.
+        folder = tmp_path / "out/inference"
+        stock = (folder / "coco_instances_results.json").read_text()
+        assert len(json.loads(stock)) == 6
+        assert (folder / "set_instances_results.json").read_text() == stock

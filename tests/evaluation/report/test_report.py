@@ -43,7 +43,7 @@ def output_dir(tmp_path, catalog):
 
 
 def write_detections(folder, detections):
-    (folder / "inference/coco_instances_results.json").write_text(json.dumps(detections))
+    (folder / "inference/report_set_instances_results.json").write_text(json.dumps(detections))
 
 
 def table(markdown: str, title: str) -> list[list[str]]:
@@ -71,27 +71,22 @@ def test_the_figures(output_dir):
     assert json.loads((output_dir / "score_thresholds.json").read_text()) == {"owl": 0.7}
 
 
-def test_the_html_is_one_file(output_dir):
-    from hypernet_d2.evaluation.report import write_report
-
-    text = write_report(output_dir).read_text()
-    sources = re.findall(r'src="([^"]*)"', text)
-    assert len(sources) >= 10
-    assert all(source.startswith("data:image/") for source in sources)
-    assert "://" not in text
-    assert "<b>" not in text and "out &amp; &lt;b&gt;" in text
-
-
-def test_every_picture_of_the_markdown_exists(output_dir):
+def test_the_html_is_one_file_and_the_markdown_has_pictures(output_dir):
     from PIL import Image
 
     from hypernet_d2.evaluation.report import write_report
 
     (output_dir / "report").mkdir()
     (output_dir / "report/worst_99.jpg").write_bytes(b"of an earlier report")
-    write_report(output_dir)
+    text = write_report(output_dir).read_text()
+    sources = re.findall(r'src="([^"]*)"', text)
+    assert len(sources) >= 10
+    assert all(source.startswith("data:image/") for source in sources)
+    assert "://" not in text
+    assert "<b>" not in text and "out &amp; &lt;b&gt;" in text
     names = re.findall(r"\]\((report/[^)]*)\)", (output_dir / "report.md").read_text())
     assert {f"report/{path.name}" for path in (output_dir / "report").iterdir()} == set(names)
+    assert len(names) == len(sources)
     for name in names:
         with Image.open(output_dir / name) as picture:
             assert min(picture.size) > 50
@@ -117,10 +112,10 @@ def test_what_is_missing_is_named(output_dir):
     write_detections(output_dir, [{"image_id": 7, "category_id": 1, "bbox": [0] * 4, "score": 1}])
     with pytest.raises(ValueError, match="1 images .*'report_set'.*: 7"):
         write_report(output_dir)
-    (output_dir / "inference/coco_instances_results.json").write_text("[")
-    with pytest.raises(ValueError, match="coco_instances_results.json"):
+    (output_dir / "inference/report_set_instances_results.json").write_text("[")
+    with pytest.raises(ValueError, match="report_set_instances_results.json"):
         write_report(output_dir)
-    (output_dir / "inference/coco_instances_results.json").unlink()
+    (output_dir / "inference/report_set_instances_results.json").unlink()
     with pytest.raises(FileNotFoundError, match="hypernet-d2 eval"):
         write_report(output_dir)
     (output_dir / "config.yaml").unlink()
@@ -180,6 +175,18 @@ class TestAdvice:
         objects = self.grid(20, 30)
         assert "only 30 objects in 30 images" in self.advice(
             objects, self.found(objects), images=30
+        )
+
+    def test_objects_without_a_label(self):
+        objects = self.grid(20)
+        detections = self.found(objects)
+        detections[7] += [("owl", [100, 20 * i, 15, 15], 0.95) for i in range(6)]
+        text = self.advice(objects, detections, images=120)
+        assert "6 of the 6 wrong detections have a score of at least 0.8" in text
+        assert "most in 7.png (6)" in text
+        unsure = [(name, box, min(score, 0.7)) for name, box, score in detections[7]]
+        assert "without a label, most" not in self.advice(
+            objects, {**detections, 7: unsure}, images=120
         )
 
     def test_overfitting_and_too_short_a_training(self):
