@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 __all__ = [
+    "IMAGE_FORMATS",
     "IMAGE_SUFFIXES",
     "as_shown",
     "bgr_array",
@@ -28,6 +29,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+# Pillow's names of the formats of these files. It knows many more, which few people use and which
+# attackers look for faults in.
+IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 _ORIENTATION = 274  # the tag of Exif and of XMP

@@ -1,9 +1,10 @@
 """Measures time and memory of HyperNet and its baselines.
 
 "proposals" times the scoring of windows alone, "inference" whole detectors by part, "training"
-training iterations, "deploy" the exported files of a trained model. A contender of the first three
-is "[NAME=]CONFIG [KEY VALUE ...]": a config file or its name in the model zoo, with options of its
-own; NAME is the name of its row. docs/EVALUATION.md shows the output.
+training iterations, "deploy" the exported files of a trained model, "serve" the HTTP server. A
+contender of the first three is "[NAME=]CONFIG [KEY VALUE ...]": a config file or its name in the
+model zoo, with options of its own; NAME is the name of its row. docs/EVALUATION.md shows the
+output.
 """
 
 import importlib
@@ -11,7 +12,8 @@ import sys
 
 from ..arguments import CommandParser
 
-# Imported when they run, because "proposals" does not need detectron2. Each has an example.
+# Imported when they run, because "proposals" and "serve" do not need detectron2. Each has an
+# example.
 COMMANDS = {
     "proposals": "--windows 10000 30000 --json proposals.json",
     "inference": "--config Digits-Detection/hypernet_R_18 "
@@ -19,6 +21,7 @@ COMMANDS = {
     "training": "--config Digits-Detection/hypernet_R_18 --batch 2 --json training.json",
     "deploy": "--config Digits-Detection/hypernet_R_18_demo --size 240 320 MODEL.WEIGHTS "
     "output/digits/model_final.pth",
+    "serve": "--requests 1000 --clients 4 --malformed 1000 --json serve.json",
 }
 
 

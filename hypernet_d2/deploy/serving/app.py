@@ -64,16 +64,11 @@ class Service:
                 uploads = await read_uploads(request, self.limits)
                 read = True
                 jobs = [Job(upload, threshold, num_proposals) for upload in uploads]
-                futures = self.queue.submit(jobs)
-                try:
-                    found = await asyncio.gather(*futures)
-                finally:
-                    for future in futures:  # of the other pictures, after an error
-                        future.cancel()
+                found = await self._wait(request, self.queue.submit(jobs))
         except QueueFullError:
             raise _busy() from None
         except ClientDisconnect:
-            raise HTTPException(400, "the connection ended within the body") from None
+            raise HTTPException(400, "the client has closed the connection") from None
         except TimeoutError:
             seconds = f"within {self.limits.seconds:g} s"
             if read:
@@ -82,6 +77,29 @@ class Service:
         finally:
             self.open_requests -= 1
         return REPLIES[style](found, self.detector.info.classes)
+
+    @staticmethod
+    async def _wait(request: Request, futures: list[asyncio.Future]) -> list[Found]:
+        """The results of all futures; after an error, none of them is waited for.
+
+        Raises:
+            ClientDisconnect: nobody waits for the reply.
+        """
+        gone, pending = asyncio.create_task(_disconnect(request)), set(futures)
+        try:
+            while pending:
+                done, _ = await asyncio.wait([*pending, gone], return_when=asyncio.FIRST_COMPLETED)
+                if gone in done:
+                    raise ClientDisconnect
+                errors = list(filter(None, (future.exception() for future in done)))
+                if errors:
+                    raise errors[0]
+                pending -= done
+            return [future.result() for future in futures]
+        finally:
+            gone.cancel()
+            for future in futures:
+                future.cancel()
 
     def detect(self, jobs: Sequence[Job]) -> list[Found | Exception]:
         """Called by the queue, in a thread of its own."""
@@ -197,6 +215,12 @@ def build_app(
         return error_reply(500, "an error of the server, which its log describes")
 
     return app
+
+
+async def _disconnect(request: Request) -> None:
+    """Returns when the client closes the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _busy() -> HTTPException:

@@ -13,12 +13,10 @@ from fastapi import HTTPException, Request
 from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import UploadFile
 
-from hypernet_d2.utils.images import bgr_array
+from hypernet_d2.utils.images import IMAGE_FORMATS, bgr_array
 
-__all__ = ["FORMATS", "Limits", "Upload", "decode", "read_uploads"]
+__all__ = ["Limits", "Upload", "decode", "read_uploads"]
 
-# Pillow knows many more, which nobody photographs with and attackers look for faults in.
-FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 # The last one is what curl --data-binary says of any file.
 _RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 # How long the rest of a body that is refused is read.
@@ -80,7 +78,7 @@ def decode(upload: Upload) -> np.ndarray:
         HTTPException: 422, if it is damaged.
     """
     try:
-        with Image.open(io.BytesIO(upload.content), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(upload.content), formats=IMAGE_FORMATS) as image:
             return bgr_array(image)
     except Exception as error:  # damaged files make Pillow raise errors of every kind
         raise _damaged(upload, error) from error
@@ -123,11 +121,12 @@ def _check_header(upload: Upload, limits: Limits) -> None:
     if not upload.content:
         raise HTTPException(422, f"{upload.label} has no content; expected a picture")
     try:
-        with Image.open(io.BytesIO(upload.content), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(upload.content), formats=IMAGE_FORMATS) as image:
             width, height = image.size
     except UnidentifiedImageError as error:
         raise HTTPException(
-            415, f"{upload.label} is no picture that can be read; expected {', '.join(FORMATS)}"
+            415,
+            f"{upload.label} is no picture that can be read; expected {', '.join(IMAGE_FORMATS)}",
         ) from error
     except Image.DecompressionBombError as error:
         raise HTTPException(
