@@ -16,6 +16,7 @@ from hypernet_d2.utils.images import bgr_array, read_image, resize
 from hypernet_d2.utils.tiles import merge_detections, tile_boxes
 
 from .heat_maps import find_keypoints, paste_masks, paste_parts
+from .hub import find_model
 from .metadata import OUTPUTS, ModelInfo
 from .providers import RUNTIMES
 
@@ -93,6 +94,23 @@ class Detector:
         self._run = _start(path, threads, providers, runtime)
         self.info: ModelInfo = self._run.info
         self._thresholds = np.array(self.info.score_thresholds or [0.0], np.float32)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        *,
+        file: str | None = None,
+        revision: str | None = None,
+        **options,
+    ) -> Detector:
+        """The detector in a folder or in a repository of the Hugging Face Hub (``OWNER/NAME``).
+
+        ``file`` says which one where there are several, ``revision`` is a branch, tag or commit.
+        `hypernet_d2.deploy.hub.find_model` and `__init__`, which gets the other options, have the
+        errors.
+        """
+        return cls(find_model(source, file, revision), **options)
 
     def __call__(
         self,
