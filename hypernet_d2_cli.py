@@ -34,7 +34,11 @@ __all__ = ["COMMANDS", "OneLineErrorParser", "main", "run"]
 COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "train": ("hypernet_d2.cli.train", [], "train a model and evaluate it"),
     "eval": ("hypernet_d2.cli.train", ["--eval-only"], "evaluate a trained model"),
-    "detect": ("hypernet_d2.cli.detect", [], "detect in images and videos, and draw the result"),
+    "detect": (
+        "hypernet_d2.cli.detect_engine",
+        [],
+        "detect in images and videos, and draw the result",
+    ),
     "export": ("hypernet_d2.cli.export", [], "write a trained model as one file to deploy"),
     "suggest-windows": (
         "hypernet_d2.cli.suggest_windows",
@@ -74,6 +78,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
         [],
         "serve a web page that shows a data set, detections and errors",
     ),
+    "push": ("hypernet_d2.cli.push", [], "publish an exported model with a model card"),
     "serve": ("hypernet_d2.cli.serve", [], "serve an exported model over HTTP"),
 }
 

@@ -28,7 +28,9 @@ EXTRAS = {
     "digits": ["scikit-learn"],
     "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.17"],
     "openvino": ["openvino>=2025.0"],
+    "hub": ["huggingface_hub>=0.23", "PyYAML"],
     "plots": ["matplotlib"],
+    "ray": ["ray[data]>=2.40", "fsspec", "onnxruntime>=1.17"],
     "serve": [
         "fastapi>=0.110",
         "uvicorn>=0.29",
@@ -48,8 +50,9 @@ EXTRAS = {
     # One minor version: another one may format, and then lint, differently.
     "lint": ["ruff>=0.17,<0.18"],
 }
-# Gradio brings some forty packages, and an older Pillow, for one page; supervision brings FFmpeg.
-NOT_IN_DEV = ("opencv", "track", "web")
+# Gradio brings some forty packages, and an older Pillow, for one page; supervision brings FFmpeg;
+# Ray takes 500 MB.
+NOT_IN_DEV = ("opencv", "ray", "track", "web")
 EXTRAS["dev"] = sorted(
     {name for extra, names in EXTRAS.items() if extra not in NOT_IN_DEV for name in names}
 )

@@ -238,7 +238,9 @@ NOT_RUN = (
     "benchmark",
     "web",
     "hypernet_d2 report",
+    "hypernet_d2 push",
     "hypernet_d2 serve",
+    "--engine",
 )
 SLOW = (
     "train --data",

@@ -8,7 +8,6 @@ reads it by Detector.from_pretrained("OWNER/NAME") or Detector.from_pretrained("
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
@@ -58,9 +57,3 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{target}: " + ", ".join(path.name for path in written))
         if args.repo:
             print(push_to_hub(folder, args.repo, private=args.private))
-
-
-if __name__ == "__main__":
-    from hypernet_d2_cli import run
-
-    sys.exit(run(main))

@@ -10,7 +10,6 @@ a proxy in front of it.
 from __future__ import annotations
 
 import argparse
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -96,9 +95,3 @@ def serve(args: argparse.Namespace) -> None:
         print(f"serving {Path(args.model).name} at {url}", flush=True)
 
     run_server(app, args.host, args.port, args.timeout, listening)
-
-
-if __name__ == "__main__":
-    from hypernet_d2_cli import run
-
-    sys.exit(run(main))

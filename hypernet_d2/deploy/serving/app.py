@@ -102,8 +102,11 @@ class Service:
                 future.cancel()
 
     def detect(self, jobs: Sequence[Job]) -> list[Found | Exception]:
-        """Called by the queue, in a thread of its own."""
-        self.metrics.batch_pictures.observe(len(jobs))
+        """Called by the queue, in a thread of its own.
+
+        With one job: an exported graph takes one picture, as in a batch detectron2 pads each to the
+        largest one, which changes the features.
+        """
         return [self._detect_one(job) for job in jobs]
 
     def _detect_one(self, job: Job) -> Found | Exception:

@@ -42,12 +42,6 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.batch_pictures = Histogram(
-            "hypernet_batch_pictures",
-            "Pictures of a batch",
-            buckets=(1, 2, 4, 8, 16, 32),
-            registry=registry,
-        )
         waiting = Gauge("hypernet_waiting_pictures", "Pictures in the queue", registry=registry)
         waiting.set_function(count_waiting)
 
