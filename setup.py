@@ -73,7 +73,12 @@ setup(
     package_data={
         "hypernet_d2": ["py.typed"],
         "hypernet_d2.deploy": ["models/*"],
-        "hypernet_d2.model_zoo": ["configs/*.yaml", "configs/*/*.yaml", "configs/*/*.py"],
+        "hypernet_d2.model_zoo": [
+            "configs/*.yaml",
+            "configs/*/*.yaml",
+            "configs/*/*.py",
+            "weights/*",
+        ],
     },
     python_requires=">=3.10",
     install_requires=REQUIRES,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]
 
 _CONFIGS = Path(__file__).parent / "configs"
+_WEIGHTS = Path(__file__).parent / "weights"  # NAME.pth, with slashes as "_"; see its README.md
 _SUFFIXES = (".yaml", ".py")
 
 
@@ -44,13 +45,23 @@ def get_config_file(config_path: str) -> str:
 
 
 def get_checkpoint_url(config_path: str) -> str:
-    """URL of the trained model of a config.
+    """Path of the weights of the trained model of a config, which the package contains.
 
     Raises:
-        ValueError: always, since no trained model is published yet.
+        ValueError: there is no such config, or no trained model of it.
     """
     get_config_file(config_path)
-    raise ValueError(f"no trained model is published for {config_path!r}")
+    path = _weights_file(config_path)
+    if not path.is_file():
+        trained = ", ".join(
+            sorted(file.stem.replace("_", "/", 1) for file in _WEIGHTS.glob("*.pth"))
+        )
+        raise ValueError(f"no trained model of {config_path!r} is published; there are: {trained}")
+    return str(path)
+
+
+def _weights_file(config_path: str) -> Path:
+    return _WEIGHTS / f"{Path(config_path).with_suffix('').as_posix().replace('/', '_', 1)}.pth"
 
 
 def get_config(config_path: str, trained: bool = False) -> CfgNode | DictConfig:
