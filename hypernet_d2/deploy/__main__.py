@@ -13,6 +13,7 @@ from PIL import Image
 from hypernet_d2.utils.drawing import draw_detections
 from hypernet_d2.utils.images import IMAGE_SUFFIXES, list_images, read_image
 
+from .arguments import add_tile_arguments, tile_options
 from .detector import Detections, Detector
 from .providers import add_runtime_arguments
 
@@ -35,15 +36,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--proposals", type=int, help="number of proposals that are classified (default: all)"
     )
-    parser.add_argument(
-        "--tile", type=int, metavar="PIXELS", help="detect in tiles of this side, in large images"
-    )
-    parser.add_argument(
-        "--overlap",
-        type=int,
-        metavar="PIXELS",
-        help="overlap of neighboring tiles (default: a fifth of the tile)",
-    )
+    add_tile_arguments(parser)
     add_runtime_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
@@ -87,8 +80,10 @@ def main(argv: list[str] | None = None) -> int:
         threshold = max(0.5, detector.info.score_threshold)
     status = 0
     for path, output in find_images(args.image, args.output):
+        # With tiles a large file is read in parts, unless the picture is drawn.
+        in_parts = args.tile is not None and output is None and path == args.image
         try:
-            image = read_image(path)
+            image = path if in_parts else read_image(path)
         except ValueError as error:
             if path == args.image:
                 raise
@@ -99,8 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             image,
             score_threshold=threshold,
             num_proposals=args.proposals,
-            tile=args.tile,
-            overlap=args.overlap,
+            **tile_options(args),
         )
         names = [detector.info.classes[index] for index in found.classes]
         if output:

@@ -10,21 +10,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from hypernet_d2.utils.images import bgr_array, read_image, resize
+from hypernet_d2.utils.images import resize
 from hypernet_d2.utils.tiles import merge_detections, tile_boxes
 
 from .heat_maps import find_keypoints, paste_masks, paste_parts
 from .hub import find_model
+from .images import ImageLike, check_image, open_image
 from .metadata import OUTPUTS, ModelInfo
 from .providers import RUNTIMES
 
 __all__ = ["Detections", "Detector", "Instances", "Stages"]
 
 logger = logging.getLogger(__name__)
-
-ImageLike = np.ndarray | Image.Image | str | os.PathLike
 
 
 class Detections(NamedTuple):
@@ -120,6 +118,7 @@ class Detector:
         num_proposals: int | None = None,
         tile: int | None = None,
         overlap: int | None = None,
+        whole_image: bool = False,
     ) -> Detections:
         """Detect in one image.
 
@@ -135,9 +134,12 @@ class Detector:
             tile: detect in tiles of this side, in pixels of the image, one after the other, and
                 merge the detections as `hypernet_d2.utils.tiles.merge_detections` describes; for
                 small objects in large images. Each tile has its own ``num_proposals`` and at most
-                ``info.max_detections`` detections.
+                ``info.max_detections`` detections. Of an image file `open_large_image` reads a
+                tile at a time where the file allows it.
             overlap: of neighboring tiles, in pixels; at least the side of most objects. By default
                 a fifth of the tile.
+            whole_image: with ``tile``, detect in the whole image as well, for objects that are
+                larger than a tile.
 
         Raises:
             FileNotFoundError: there is no such image file.
@@ -145,16 +147,21 @@ class Detector:
             FloatingPointError: a box or score of the model's output is not finite.
             RuntimeError: PyTorch would hang, since the process is a forked one.
         """
-        image, threshold, count = self._check(image, score_threshold, num_proposals)
+        threshold, count = self._check_numbers(score_threshold, num_proposals)
         if tile is None:
-            if overlap is not None:
-                raise ValueError(f"overlap is {overlap}, but no tile is given")
-            return self._detect(image, threshold, count)
-        tiles = tile_boxes(image.shape[:2], tile, tile // 5 if overlap is None else overlap)
+            if overlap is not None or whole_image:
+                name = "whole_image" if overlap is None else "overlap"
+                raise ValueError(f"{name} is {overlap or whole_image}, but no tile is given")
+            return self._detect(check_image(image), threshold, count)
+        overlap = tile // 5 if overlap is None else overlap
+        with open_image(image) as large:
+            tiles = tile_boxes(large.size, tile, overlap)
+            if whole_image and len(tiles) > 1:
+                tiles = np.vstack([tiles, [0, 0, *large.size[::-1]]])
+            found = [self._detect(large.read(part), threshold, count) for part in tiles]
         if len(tiles) == 1:
-            return self._detect(image, threshold, count)
-        found = [self._detect(image[y1:y2, x1:x2], threshold, count) for x1, y1, x2, y2 in tiles]
-        return Detections(*merge_detections(found, tiles, image.shape[:2]))
+            return found[0]
+        return Detections(*merge_detections(found, tiles, large.size))
 
     def stages(
         self,
@@ -213,24 +220,14 @@ class Detector:
         return _postprocess(*outputs, size, image.shape[:2], threshold)[0]
 
     def _check(
-        self,
-        image: ImageLike,
-        score_threshold: float | None,
-        num_proposals: int | None,
+        self, image: ImageLike, score_threshold: float | None, num_proposals: int | None
     ) -> tuple[np.ndarray, np.ndarray, int]:
         """The image as an array, the least score of each class or of all, and the proposals."""
-        if isinstance(image, (str, os.PathLike)):
-            image = read_image(image)
-        elif isinstance(image, Image.Image):
-            try:
-                image = bgr_array(image)
-            except Exception as error:  # damaged files make Pillow raise errors of every kind
-                raise ValueError(f"image: cannot be used: {error}") from error
-        image = np.asarray(image)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ValueError(
-                f"image: expected uint8 of shape (H, W, 3), got {image.dtype} of {image.shape}"
-            )
+        return check_image(image), *self._check_numbers(score_threshold, num_proposals)
+
+    def _check_numbers(
+        self, score_threshold: float | None, num_proposals: int | None
+    ) -> tuple[np.ndarray, int]:
         least, most = self.info.score_threshold, self.info.max_proposals
         if score_threshold is None:
             thresholds = self._thresholds
@@ -244,7 +241,7 @@ class Detector:
         count = most if num_proposals is None else num_proposals
         if not 1 <= count <= most:
             raise ValueError(f"num_proposals is {num_proposals}; expected 1 to {most}")
-        return image, thresholds, count
+        return thresholds, count
 
     def inputs(
         self, image: ImageLike, *, num_proposals: int | None = None

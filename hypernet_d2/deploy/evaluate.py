@@ -18,6 +18,7 @@ from PIL import Image
 from hypernet_d2.utils.drawing import draw_detections, make_sheet
 from hypernet_d2.utils.images import read_image
 
+from .arguments import add_tile_arguments, tile_options
 from .detector import Detections, Detector
 from .providers import add_runtime_arguments
 
@@ -58,18 +59,18 @@ def load_set(annotations: Path, detector: Detector):
     return coco
 
 
-def detect_all(detector: Detector, coco, images: Path) -> dict[int, Detections]:
+def detect_all(detector: Detector, coco, images: Path, **options) -> dict[int, Detections]:
     """{image id: detections} of every image of the set, down to the file's least score.
+
+    Args:
+        options: of the call of the detector, such as ``tile``.
 
     Raises:
         FileNotFoundError, ValueError: an image is missing, unreadable or of another size than the
             set states; the file is named.
     """
-    least = detector.info.score_threshold
-    return {
-        key: detector(_read(image, images), score_threshold=least)
-        for key, image in coco.imgs.items()
-    }
+    options["score_threshold"] = detector.info.score_threshold
+    return {key: detector(_read(image, images), **options) for key, image in coco.imgs.items()}
 
 
 def evaluate(coco, detections: dict[int, Detections]) -> dict[str, float]:
@@ -191,12 +192,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sheet", type=Path, help="contact sheet to write, .png or .jpg")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score on it (0.5)")
     parser.add_argument("--json", type=Path, help="file to write the AP to, null where undefined")
+    add_tile_arguments(parser)
     add_runtime_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     detector = Detector(args.model, providers=args.provider, runtime=args.runtime)
     coco = load_set(args.annotations, detector)
-    detections = detect_all(detector, coco, args.images)
+    detections = detect_all(detector, coco, args.images, **tile_options(args))
     metrics = evaluate(coco, detections)
     if args.sheet:
         sheet = contact_sheet(coco, detections, args.images, detector.info.classes, args.threshold)

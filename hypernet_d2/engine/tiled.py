@@ -118,6 +118,13 @@ class PastedMasks(Sequence):
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        """(n, H, W), for detectron2's Visualizer."""
+        masks = np.zeros((len(self), *self.size), bool)
+        for i, mask in enumerate(self):
+            masks[i] = mask
+        return masks if dtype is None else masks.astype(dtype)
+
     def __getitem__(self, item) -> Tensor | PastedMasks:
         chosen = np.arange(len(self))[item if isinstance(item, slice) else np.asarray(item)]
         if chosen.ndim:

@@ -16,7 +16,7 @@ import numpy as np
 
 from .images import read_image
 
-__all__ = ["LargeImage", "open_large_image"]
+__all__ = ["LargeImage", "in_memory", "open_large_image"]
 
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 _ORIENTATION = 274
@@ -48,8 +48,12 @@ def open_large_image(path: str | os.PathLike) -> Iterator[LargeImage]:
         if page is not None:
             yield LargeImage(page.shape[:2], lambda part: _read_part(page, path, part))
             return
-        image = read_image(path)
-        yield LargeImage(image.shape[:2], lambda part: image[part[1] : part[3], part[0] : part[2]])
+        yield in_memory(read_image(path))
+
+
+def in_memory(image: np.ndarray) -> LargeImage:
+    """The parts of an image (H, W, 3)."""
+    return LargeImage(image.shape[:2], lambda part: image[part[1] : part[3], part[0] : part[2]])
 
 
 def _open_tiff(path: str | os.PathLike, stack: contextlib.ExitStack):

@@ -87,6 +87,21 @@ def merge_detections(
 
     The whole picture may be one of the tiles, the last one: its boxes are whole.
 
+    Slicing tools compare the entire boxes instead, by IoU (as in the SAHI paper, arXiv 2202.06934)
+    or by intersection over the smaller area (IoS), and suppress what matches (NMS) or unite it
+    (SAHI's GREEDYNMM, non-max merging of supervision). AP50, AP75 and surplus boxes per scene of
+    ``tools/tile_merging.py``, for a detector whose boxes are off by a standard deviation of 8% of
+    their sides, tiles of 480 pixels that overlap by 96, and SAHI 0.12.8:
+
+    ========================  ==================  ==================  ==================
+    objects (longer side)     this rule           NMS, IoU            GREEDYNMM, IoS
+    ========================  ==================  ==================  ==================
+    150 small (12 to 96)      99.9 / 59.3 / 1.5   99.7 / 50.0 / 32.0  100.0 / 51.2 / 1.5
+    25 medium (96 to 384)     100.0 / 58.4 / 0.7  97.7 / 43.8 / 24.7  98.9 / 52.9 / 3.7
+    6 large (384 to 960)      96.1 / 74.1 / 0.2   65.6 / 17.3 / 16.7  72.5 / 26.2 / 9.3
+    40, small in medium ones  98.5 / 61.6 / 1.3   97.4 / 46.4 / 20.2  56.5 / 23.1 / -6.7
+    ========================  ==================  ==================  ==================
+
     Args:
         found: for each tile its boxes (n, 4), in pixels of the tile, scores (n,) and classes (n,).
         tiles: (T, 4), from `tile_boxes`.

@@ -123,6 +123,31 @@ def test_tiles_are_cut_from_the_image_and_their_detections_merged(detector):
     np.testing.assert_array_equal(by_default.boxes, detector(image, tile=80, overlap=16).boxes)
 
 
+def test_the_whole_image_is_detected_in_as_well(detector):
+    image = image_of(96, 128, red=200)
+    tiles = tile_boxes((96, 128), 64, 16)
+    found = [detector(image[y1:y2, x1:x2]) for x1, y1, x2, y2 in tiles]
+    expected = merge_detections(
+        [*found, detector(image)], np.vstack([tiles, [0, 0, 128, 96]]), (96, 128)
+    )
+    both = detector(image, tile=64, overlap=16, whole_image=True)
+    for one, other in zip(both, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(both.boxes) > len(detector(image, tile=64, overlap=16).boxes)  # its first quarter
+    with pytest.raises(ValueError, match="whole_image is True, but no tile is given"):
+        detector(image, whole_image=True)
+
+
+def test_a_tiff_file_is_read_in_parts(detector, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    image = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image, tile=(32, 32), photometric="rgb")
+    in_memory = detector(image[:, :, ::-1], tile=64, overlap=16)
+    in_parts = detector(tmp_path / "a.tif", tile=64, overlap=16)
+    for one, other in zip(in_parts, in_memory, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_an_image_of_one_tile_has_exactly_the_plain_detections(detector):
     image = image_of(50, 128)
     for one, other in zip(detector(image), detector(image, tile=128, overlap=0), strict=True):

@@ -137,6 +137,8 @@ def detect(picture: torch.Tensor, model, *opts):
 
 
 def test_masks_and_keypoints_of_parts_are_joined():
+    from detectron2.utils.visualizer import Visualizer
+
     picture = torch.zeros(3, *SIZE, dtype=torch.uint8)
     boxes = [[20, 30, 210, 160], [240, 10, 260, 40], [230, 120, 300, 190]]
     for value, (x1, y1, x2, y2) in enumerate(boxes, start=1):
@@ -150,6 +152,8 @@ def test_masks_and_keypoints_of_parts_are_joined():
         assert torch.equal(mask, picture[0] == value)
     assert found.pred_keypoints[:, :, :2].flatten(1).tolist() == boxes
     assert torch.equal(found[1:].pred_masks[0], picture[0] == 2)
+    drawn = Visualizer(np.zeros((*SIZE, 3), np.uint8)).draw_instance_predictions(found).get_image()
+    assert drawn[35, 30].any() and not drawn[5, 5].any()
 
 
 class FindsSmallGrayValues(FindsGrayValues):
