@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from hypernet_d2.data import check_registered, load_dataset
 from hypernet_d2.data.dataset_mapper import read_named
-from hypernet_d2.engine import add_data_argument, register_data
+from hypernet_d2.engine import add_data_argument, register_data, setup_cfg
 from hypernet_d2.engine.visualizer import BoxVisualizer
 
-from .arguments import CommandParser
+from .arguments import CommandParser, add_config_arguments
 
 # Upper bounds of COCO's small, medium and large areas, in pixels of the image.
 SIZES = {"small": 32**2, "medium": 96**2, "large": float("inf")}
@@ -43,7 +43,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(__doc__, "--dataset digits_val --output output/digits_val")
     parser.add_argument(
         "--dataset",
-        help="name of the registered data set (default: the training set of --data PATH)",
+        help="name of the registered data set (default: the training set of --data PATH, or of the "
+        "config)",
     )
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--output", type=Path, metavar="FOLDER", help="folder for the pictures")
@@ -52,6 +53,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--num-images", type=int, default=20, help="maximum of pictures (default: 20)"
     )
     add_data_argument(parser)
+    add_config_arguments(parser, required=False)
+    parser.set_defaults(opts=[])
     args = parser.parse_args(argv)
     if args.num_images < 1:
         parser.error(f"--num-images {args.num_images}: expected 1 or more")
@@ -238,10 +241,16 @@ def draw(
 def main(argv: list[str] | None = None) -> int:
     """Return 1 if ``--check-images`` found an image that cannot be used, else 0."""
     args = parse_args(argv)
-    data = register_data(args.data)
-    args.dataset = args.dataset or next(iter(data.train), None)
+    if args.config_file:
+        train = setup_cfg(args).DATASETS.TRAIN
+    else:
+        train = register_data(args.data).train
+    args.dataset = args.dataset or next(iter(train), None)
     if args.dataset is None:
-        raise ValueError("expected --dataset NAME, or --data with a folder, a yaml or a json")
+        raise ValueError(
+            "expected --dataset NAME, --data with a folder, a yaml or a json, or --config-file of "
+            "a training on such data"
+        )
     records, metadata = load(args.dataset), MetadataCatalog.get(args.dataset)
     if args.check_images:
         return check_images(records, args.dataset)

@@ -10,6 +10,8 @@ from hypernet_d2.data.choices import (
     choose_input_size,
     choose_limits,
     choose_schedule,
+    choose_tiles,
+    choose_training,
 )
 
 
@@ -90,3 +92,19 @@ def test_the_schedule_on_a_gpu_and_with_given_iterations():
     given = choose_schedule(figures(), "cpu", 4, speed, (100, 0), iterations=7)
     assert given.values["SOLVER.MAX_ITER"] == 7 and given.values["SOLVER.STEPS"] == (4, 6)
     assert "as given" in given.reason
+
+
+def test_tiles_are_for_tiny_objects_in_large_images():
+    assert choose_tiles(figures((2560, 2560), [200]), "cpu") is None
+    assert choose_tiles(figures((600, 800), [8]), "cpu") is None
+    values = choose_tiles(figures((2560, 2560), [40, 100]), "cpu").values
+    side, overlap = (values[f"MODEL.HYPERNET.TILES.{key}"] for key in ("SIZE", "OVERLAP"))
+    assert values["MODEL.HYPERNET.TILES.TRAIN_SIZE"] == side == 768  # 320 * 40 / 16, rounded
+    assert 80 <= overlap <= side / 2
+    assert choose_tiles(figures((2560, 2560), [40, 100]), "cuda") is None
+
+
+def test_images_that_are_seen_often_are_varied():
+    names = [choice.name for choice in choose_training(3)]
+    assert "augmentation" not in names and "checkpoint" in names
+    assert "augmentation" in [choice.name for choice in choose_training(30)]

@@ -70,5 +70,11 @@ def test_inspect_data_takes_the_training_set_of_a_folder(own_data, tmp_path, cap
 
     assert main(["--data", own_data, "--output", str(tmp_path / "look"), "--num-images", "1"]) == 0
     assert "my_train: 5 images" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="expected --dataset NAME, or --data"):
+    with pytest.raises(ValueError, match="expected --dataset NAME, --data"):
         main(["--output", str(tmp_path / "look")])
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"DATASETS: {{TRAIN: [my_val]}}\nMODEL: {{HYPERNET: {{DATA: {{PATH: {own_data!r}}}}}}}"
+    )
+    assert main(["--config-file", str(config), "--output", str(tmp_path / "look")]) == 0
+    assert "my_val: 1 images" in capsys.readouterr().out

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from detectron2.data.datasets import register_coco_instances
 
-from hypernet_d2.utils.coco_json import read_coco_json
+from hypernet_d2.utils.coco_json import join_first, read_coco_json
 from hypernet_d2.utils.files import check_exists
+from hypernet_d2.utils.images import list_images
 
-from .common import check_classes
+from .common import check_classes, warn_once
 from .data_source import DataSource, Split, assign_roles, role_of
 
 __all__ = ["is_coco", "read_coco", "read_coco_files"]
@@ -30,7 +31,22 @@ def is_coco(file: Path) -> bool:
 
 def read_coco_files(folder: Path, files: list[Path], naming: Callable) -> DataSource:
     roles = assign_roles(files, (role_of(naming(file)) for file in files), folder)
-    return read_coco(roles)
+    source = read_coco(roles)
+    used = {os.path.realpath(image) for split in source.splits.values() for image in split.images}
+    places = {os.path.dirname(image) for image in used}
+    without = [
+        path.name
+        for place in sorted(places)
+        if os.path.isdir(place)
+        for path in list_images(place)
+        if os.path.realpath(path) not in used
+    ]
+    if without:
+        warn_once(
+            f"{folder}: {len(without)} image(s) are in no json and are left out, since an image "
+            f"without objects is listed in COCO's json: {join_first(without)}"
+        )
+    return source
 
 
 def read_coco(files: dict[str, Path]) -> DataSource:
@@ -52,13 +68,48 @@ def read_coco(files: dict[str, Path]) -> DataSource:
             raise ValueError(f"{file}: {error}") from error
         file_names = [image["file_name"] for image in content["images"]]
         root = str(_find_image_root(file, role, file_names))
-        register = functools.partial(_register_coco, json_file=file, root=root, classes=names)
+        metadata = {"thing_classes": names, **_keypoint_metadata(categories, file)}
+        register = functools.partial(_register_coco, json_file=file, root=root, metadata=metadata)
         splits[role] = Split([os.path.join(root, name) for name in file_names], register)
     return DataSource("COCO", splits, classes.get("train") or classes["all"])
 
 
-def _register_coco(name: str, json_file: Path, root: str, classes: list[str]) -> None:
-    register_coco_instances(name, {"thing_classes": classes}, str(json_file), root)
+def _register_coco(name: str, json_file: Path, root: str, metadata: dict) -> None:
+    register_coco_instances(name, metadata, str(json_file), root)
+
+
+def _keypoint_metadata(categories: list[dict], file: Path) -> dict:
+    """``keypoint_names``, ``keypoint_flip_map`` and ``keypoint_connection_rules`` of a json.
+
+    Two names are a pair in the flip map if they differ in "left" and "right" alone. Without names,
+    or with other names for other categories, which detectron2 does not have, the dict is empty.
+    """
+    lists = {tuple(one["keypoints"]) for one in categories if _is_list_of_texts(one)}
+    if len(lists) != 1:
+        if lists:
+            warn_once(f"{file}: its categories have different keypoints, which are not used")
+        return {}
+    (names,) = lists
+    pairs = [(name, re.sub("left", "right", name, count=1)) for name in names if "left" in name]
+    skeletons = [one.get("skeleton") for one in categories if _is_list_of_texts(one)]
+    numbers = range(1, len(names) + 1)
+    bones = [bone for bone in skeletons[0] or [] if _is_pair_of(bone, numbers)]
+    return {
+        "keypoint_names": list(names),
+        "keypoint_flip_map": [pair for pair in pairs if pair[1] in names],
+        "keypoint_connection_rules": [
+            (names[a - 1], names[b - 1], (255, 128, 0)) for a, b in bones
+        ],
+    }
+
+
+def _is_pair_of(bone: object, numbers: range) -> bool:
+    return isinstance(bone, list) and len(bone) == 2 and all(end in numbers for end in bone)
+
+
+def _is_list_of_texts(category: dict) -> bool:
+    names = category.get("keypoints")
+    return bool(names) and isinstance(names, list) and all(isinstance(x, str) for x in names)
 
 
 def _find_image_root(file: Path, role: str, file_names: list[str]) -> Path:

@@ -7,11 +7,12 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from hypernet_d2.utils.coco_json import join_first
 
 from .common import warn_once
+from .near_identical import find_near_identical
 
 __all__ = ["assign_split", "choose_validation", "find_shared_images", "original_stem"]
 
@@ -26,11 +27,12 @@ def original_stem(file: str | os.PathLike) -> str:
 
 
 def choose_validation(images: Iterable[str]) -> frozenset[str]:
-    """A fifth of the images, the same in each call with the same names.
+    """A fifth of the images, the same in each call with the same files.
 
     Images whose names differ in a number at their end or in Roboflow's hash are likely to be
-    similar, and stay in one split. Where that gives no split of about a fifth, as with images that
-    are all numbered, sequences are cut into runs of 10 numbers, and then into images.
+    similar, and stay in one split, as do nearly identical ones, see `find_near_identical`. Where
+    that gives no split of about a fifth, as with images that are all numbered, sequences are cut
+    into runs of 10 numbers, and then into images.
 
     Args:
         images: paths.
@@ -42,8 +44,9 @@ def choose_validation(images: Iterable[str]) -> frozenset[str]:
     if len(images) < 2:
         raise ValueError(f"{len(images)} image(s) are too few to train and validate; expected 2")
     target = max(1, round(len(images) / SHARE))
+    alike = find_near_identical(images)
     for key in (_sequence, _run, original_stem, os.path.basename):
-        chosen = _choose_groups(images, key, target)
+        chosen = _choose_groups(images, _merge(list(map(key, images)), alike), target)
         if 0.7 * target <= len(chosen) < len(images):
             break
     return frozenset(chosen or images[:1])
@@ -134,10 +137,37 @@ def _bare_stem(path: str) -> str:
     return re.sub(r"(_(jpe?g|png|bmp|tiff?|webp))+$", "", original_stem(path), flags=re.I)
 
 
-def _choose_groups(images: list[str], key: Callable[[str], str], target: int) -> list[str]:
+def _merge(names: list[str], alike: list[int]) -> list[str]:
+    """The group of each image, where images of one name, or alike, are in one group.
+
+    Args:
+        names: of each image, by its key.
+        alike: of each image the index of the first one like it.
+    """
+    members: dict[str, set[int]] = defaultdict(set)
+    for name, group in zip(names, alike, strict=True):
+        members[name].add(group)
+    first = {group: group for group in alike}
+
+    def root(group: int) -> int:
+        while first[group] != group:
+            group = first[group]
+        return group
+
+    for groups in members.values():
+        least, *others = sorted({root(group) for group in groups})
+        first.update(dict.fromkeys(others, least))
+    smallest: dict[int, str] = {}
+    for name, group in zip(names, alike, strict=True):
+        one = root(group)
+        smallest[one] = min(name, smallest.get(one, name))
+    return [smallest[root(group)] for group in alike]
+
+
+def _choose_groups(images: list[str], names: list[str], target: int) -> list[str]:
     groups: dict[str, list[str]] = defaultdict(list)
-    for image in images:
-        groups[key(image)].append(image)
+    for image, name in zip(images, names, strict=True):
+        groups[name].append(image)
     chosen: list[str] = []
     for name in sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest()):
         if len(chosen) + len(groups[name]) <= 1.3 * target:

@@ -208,7 +208,9 @@ def _register_part(
         return [one for one in records if (one["file_name"] in validation) == is_validation]
 
     DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(thing_classes=list(classes), evaluator_type="coco")
+    known = MetadataCatalog.get(whole).as_dict()
+    keypoints = {key: value for key, value in known.items() if key.startswith("keypoint_")}
+    MetadataCatalog.get(name).set(thing_classes=list(classes), evaluator_type="coco", **keypoints)
 
 
 def _warn_of_shared_images(path: Path, source: DataSource) -> None:

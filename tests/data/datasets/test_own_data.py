@@ -278,13 +278,19 @@ def test_voc_files_without_a_partner_are_named(tmp_path, register, logged):
     assert [m for m in logged if "1 image(s) without xml are left out" in m and "002.jpg" in m]
 
 
-def test_one_set_in_all_layouts_gives_the_same_records(tmp_path, register):
+@pytest.mark.parametrize(
+    "source", ["shapes", pytest.param("bccd", marks=[pytest.mark.bccd, pytest.mark.slow])]
+)
+def test_one_set_in_all_layouts_gives_the_same_records(tmp_path, register, source, request):
     from detectron2.structures import BoxMode
 
-    voc = tmp_path / "voc"
-    write_voc(voc, count=6)
-    (voc / "ImageSets/Main/train.txt").write_text("000\n002\n003\n004\n")
-    (voc / "ImageSets/Main/val.txt").write_text("001\n005\n")
+    if source == "bccd":
+        voc = request.getfixturevalue("bccd_root")
+    else:
+        voc = tmp_path / "voc"
+        write_voc(voc, count=6)
+        (voc / "ImageSets/Main/train.txt").write_text("000\n002\n003\n004\n")
+        (voc / "ImageSets/Main/val.txt").write_text("001\n005\n")
     data = register(voc)
     records = {"train": load(data.train[0]), "val": load(data.test[0])}
     coco, yolo = tmp_path / "coco", {}
@@ -332,7 +338,7 @@ def test_one_set_in_all_layouts_gives_the_same_records(tmp_path, register):
                     for a in record["annotations"]
                 ],
             }
-            for record in records
+            for record in sorted(records, key=lambda record: record["file_name"])
         ]
 
     def boxes_as_numbers(records: list[dict]) -> list[dict]:
@@ -425,3 +431,106 @@ def test_the_made_split_is_a_fifth_and_keeps_similar_names_together():
     assert original_stem("a.b.rf.12ab.jpg") == "a.b"
     with pytest.raises(ValueError, match="too few"):
         choose_validation(["a.jpg"])
+
+
+def test_folders_of_splits_that_a_data_yaml_does_not_name(tmp_path, register, logged):
+    images = {**TRAIN_AND_VAL, "test/images/c.jpg": LINE}
+    write_yolo(tmp_path, images, "names: [cat]\ntrain: ../train/images\ntest:")
+    data = register(tmp_path)
+    assert (stems(data.train), stems(data.test)) == ({"a"}, {"b"})
+    assert stems([f"{PREFIX}_test"]) == {"c"}
+    assert [m for m in logged if "names no test, but there is" in m and "which is used" in m]
+
+
+def test_coco_images_in_no_json_are_named(tmp_path, register, logged):
+    write_coco(tmp_path / "annotations/train.json", ["a.jpg"], root="../images")
+    write_coco(tmp_path / "annotations/val.json", ["b.jpg"], root="../images")
+    for name in ("c.jpg", "d.jpg"):
+        write_image(tmp_path / "images" / name)
+    register(tmp_path)
+    (message,) = logged
+    assert "2 image(s) are in no json" in message and "c.jpg, d.jpg" in message
+
+
+@pytest.mark.parametrize("splits", [["train", "val"], ["all"]])
+def test_keypoints_of_a_coco_json_are_in_the_metadata(tmp_path, register, splits):
+    from detectron2.data import MetadataCatalog
+
+    for split in splits:
+        file = tmp_path / f"annotations/{split}.json"
+        write_coco(file, [f"{split}_a.jpg", f"{split}_b.jpg"])
+        content = json.loads(file.read_text())
+        content["categories"][0].update(
+            keypoints=["nose", "left_eye", "right_eye"], skeleton=[[1, 2], [2, 3], [3, 9], "x"]
+        )
+        file.write_text(json.dumps(content))
+    data = register(tmp_path)
+    for (name,) in (data.train, data.test):
+        metadata = MetadataCatalog.get(name)
+        assert metadata.keypoint_names == ["nose", "left_eye", "right_eye"]
+        assert metadata.keypoint_flip_map == [("left_eye", "right_eye")]
+        assert [rule[:2] for rule in metadata.keypoint_connection_rules] == [
+            ("nose", "left_eye"),
+            ("left_eye", "right_eye"),
+        ]
+
+
+def write_scene(path: Path, seed: int, size=(160, 128), **save) -> None:
+    """A picture of random smooth patches, the same for one seed at each size."""
+    import numpy as np
+
+    patches = np.random.default_rng(seed).integers(0, 256, (8, 10, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(patches).resize(size, Image.Resampling.BICUBIC).save(path, **save)
+
+
+def test_nearly_identical_images_are_found(tmp_path):
+    from hypernet_d2.data.datasets.near_identical import find_near_identical
+
+    write_scene(tmp_path / "a.png", 0)
+    write_scene(tmp_path / "b.jpg", 0, (320, 256), quality=40)
+    write_scene(tmp_path / "c.png", 1)
+    for name in ("d.png", "e.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name)  # says nothing
+    (tmp_path / "f.png").write_bytes(b"no image")
+    files = [
+        str(tmp_path / name) for name in ("c.png", "b.jpg", "a.png", "d.png", "e.png", "f.png")
+    ]
+    assert find_near_identical(files) == [0, 1, 1, 3, 4, 5]
+
+
+def test_the_made_split_keeps_nearly_identical_images_together(tmp_path):
+    from hypernet_d2.data.datasets.made_split import choose_validation
+
+    letters = "abcdefghijklmnopqrst"
+    for seed, letter in enumerate(letters):
+        write_scene(tmp_path / f"{letter}.png", seed)
+        write_scene(tmp_path / f"small {letters[-1 - seed]}.jpg", seed, (80, 64), quality=60)
+    images = [str(path) for path in tmp_path.iterdir()]
+    chosen = choose_validation(images)
+    assert 6 <= len(chosen) <= 10
+    names = {Path(path).name for path in chosen}
+    for seed, letter in enumerate(letters):
+        assert (f"{letter}.png" in names) == (f"small {letters[-1 - seed]}.jpg" in names)
+
+
+def test_a_made_split_can_be_used_again(tmp_path, register, logged):
+    from detectron2.data import MetadataCatalog
+
+    from hypernet_d2.data import register_own_data
+
+    write_coco(tmp_path / "set.json", [f"{name}.jpg" for name in "abcde"])
+    split = {"train": ["a.jpg", "b.jpg", "c.jpg"], "val": ["d.jpg"]}
+    data = register_own_data(tmp_path / "set.json", PREFIX, split)
+    assert stems(data.test) == {"d"}
+    assert stems(data.train) == {"a", "b", "c", "e"}
+    assert MetadataCatalog.get(f"{PREFIX}_train").made_split["train"] == [
+        f"{name}.jpg" for name in "abce"
+    ]
+    assert [m for m in logged if "1 image(s) are not in the split" in m and "e.jpg" in m]
+    for wrong, message in (
+        ({"train": ["a.jpg"], "val": ["x.jpg"]}, "not in the data: x.jpg"),
+        ({"train": ["a.jpg"], "val": ["a.jpg"]}, "in train.txt and in val.txt.*a.jpg"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            register_own_data(tmp_path / "set.json", PREFIX, wrong)
