@@ -19,7 +19,7 @@ from hypernet_d2.engine.visualizer import BoxVisualizer, score_colors
 from hypernet_d2.layers import WindowGrid, hypercolumn_picture
 
 from ..contact_sheet import CELL_WIDTH
-from ..web import tile_channels
+from ..web.upload import tile_channels
 from .tracing import Trace
 
 WIDTH = 10  # inches of a picture
