@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import io
+import json
 import os
 import random
 import signal
@@ -332,6 +333,37 @@ def test_sigterm_lets_accepted_requests_finish_and_refuses_others(detector):
     threads[0].join()
     assert seen == {"accepted": 200, "refused": True}
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_client_that_leaves_gives_up_its_place(detector):
+    detector.open.clear()
+
+    def client(url: str) -> None:
+        try:
+            first = in_background(post, url, picture())
+            assert detector.started.wait(10)
+            second = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+            second.request("POST", "/detect", picture())
+            wait_for(url, 1)
+            second.close()
+            time.sleep(0.2)  # for the server to see it
+            detector.open.set()
+            first.join()
+            assert post(url, picture()) == 200
+        finally:
+            detector.open.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def wait_for(url: str, waiting: int) -> None:
+        health = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+        while True:
+            health.request("GET", "/health")
+            if json.load(health.getresponse())["waiting"] == waiting:
+                return
+            time.sleep(0.02)
+
+    run_server(build_app(detector), "127.0.0.1", 0, 10, lambda url: in_background(client, url))
+    assert len(detector.calls) == 2
 
 
 def test_an_address_in_use_is_named(detector):
