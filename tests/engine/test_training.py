@@ -92,10 +92,15 @@ def test_a_killed_run_resumes_from_its_last_complete_checkpoint(train_tiny, tmp_
 
 
 def test_two_processes_train_on_a_cpu(train_tiny, tmp_path):
-    command = [*train_tiny, "--num-gpus", "2", "--dist-url", "auto", *options(tmp_path)]
+    train = {"BEST_CHECKPOINT": True, "PATIENCE": 9, "VALIDATION_LOSS": True, "EMA_DECAY": 0.9,
+             "METRIC": "validation_loss", "ACCUMULATE": 2}  # fmt: skip
+    keys = [word for key, v in train.items() for word in (f"MODEL.HYPERNET.TRAIN.{key}", v)]
+    opts = options(tmp_path, "TEST.EVAL_PERIOD", 2, *keys)
+    command = [*train_tiny, "--num-gpus", "2", "--dist-url", "auto", *opts]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "bbox/AP" in metrics(tmp_path)[-1]
+    assert {"bbox/AP", "test/bbox/AP", "validation_loss"} <= metrics(tmp_path)[-1].keys()
+    assert (tmp_path / "model_best.pth").is_file()
     assert "Rank of current process: 0. World size: 2" in (tmp_path / "log.txt").read_text()
 
 
