@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 
 from detectron2.config import CfgNode
@@ -101,7 +102,8 @@ def check_metric(cfg: CfgNode) -> None:
     known = [name for names in by_set.values() for name in names]
     if len(sets) > 1:
         known += [f"{name}/{one}" for name, names in by_set.items() for one in names]
-    if metric not in known and not (has_parts(cfg) and metric.startswith("parts/")):
+    others = r"(.+/)?(bbox/(AP|AR)size-\d+of\d+" + (r"|parts/.+)" if has_parts(cfg) else ")")
+    if metric not in known and not re.fullmatch(others, metric):
         listed = ", ".join(dict.fromkeys(known))
         raise ValueError(
             f"{NODE}.METRIC is {metric!r}, which the evaluation of {', '.join(sets)} does not "

@@ -189,6 +189,7 @@ def test_keys_that_do_not_fit_are_errors_before_training(opts, message):
         ("bbox/AP60", [], r"METRIC is 'bbox/AP60', .*mean 'bbox/AP50'.*expected one of bbox/AP, "),
         ("segm/AP", [], "does not have"),
         ("bbox/AP-bar", [], None),
+        ("bbox/APsize-1of2", [], None),
         ("segm/AP", ["MODEL.MASK_ON", True], None),
         ("validation_loss", [], "expected .*VALIDATION_LOSS True"),
         ("validation_loss", train_keys(VALIDATION_LOSS=True), None),
