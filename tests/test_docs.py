@@ -237,6 +237,8 @@ NOT_RUN = (
     "R_18_sample",
     "benchmark",
     "web",
+    "--engine ray",
+    "hypernet_d2 push",
     "hypernet_d2 report",
     "hypernet_d2 push",
     "hypernet_d2 serve",
