@@ -69,7 +69,10 @@ def choose_config(args: argparse.Namespace, given: dict[str, str], config_file: 
     counts = tuple(len(records.get(role, ())) for role in ("val", "test"))
     iterations = cfg.SOLVER.MAX_ITER if "SOLVER.MAX_ITER" in given else None
     batch = cfg.SOLVER.IMS_PER_BATCH
-    add(cfg, given, choose_schedule(figures, device, batch, speed, counts, iterations), lines)
+    schedule = choose_schedule(figures, device, batch, speed, counts, iterations)
+    if cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
+        del schedule.values["SOLVER.STEPS"]
+    add(cfg, given, schedule, lines)
     for choice in choose_training(cfg.SOLVER.MAX_ITER * batch / figures.num_train):
         add(cfg, given, choice, lines)
     for path, text in ((config_file, cfg.dump()), ("choices.txt", "\n".join(lines) + "\n")):
