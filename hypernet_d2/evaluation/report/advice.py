@@ -57,7 +57,7 @@ def give_advice(analysis: Analysis, run: RunFiles) -> list[str]:
     """Sentences on what to try, the most important first."""
     rules = (
         _amount,
-        _unlabelled,
+        _unlabeled,
         _input_size,
         _training,
         _classes,
@@ -78,7 +78,7 @@ def _amount(analysis: Analysis, run: RunFiles) -> Iterator[str]:
         )
 
 
-def _unlabelled(analysis: Analysis, run: RunFiles) -> Iterator[str]:
+def _unlabeled(analysis: Analysis, run: RunFiles) -> Iterator[str]:
     data = analysis.data
     sure = (analysis.errors.kinds == "background") & (data.scores >= SURE_SCORE)
     count, wrong = int(sure.sum()), int(analysis.wrong.sum())
@@ -91,7 +91,7 @@ def _unlabelled(analysis: Analysis, run: RunFiles) -> Iterator[str]:
     ]
     yield (
         f"{count} of the {wrong} wrong detections have a score of at least {SURE_SCORE:g} and lie "
-        f"on no labelled object: these may be objects without a label, most in {', '.join(most)}. "
+        f"on no labeled object: these may be objects without a label, most in {', '.join(most)}. "
         "Look at those pictures first: missing labels cost more than any setting."
     )
 
@@ -191,11 +191,11 @@ def _errors(analysis: Analysis, run: RunFiles) -> Iterator[str]:
         ),
         "localization": (
             f"{count('localization')} detections have the right class, but an IoU of less than 0.5",
-            "look whether the labelled boxes are tight; a larger input, windows that fit the "
+            "look whether the labeled boxes are tight; a larger input, windows that fit the "
             "objects (hypernet-d2 suggest-windows), or longer training help",
         ),
         "background": (
-            f"{count('background')} detections lie on no labelled object",
+            f"{count('background')} detections lie on no labeled object",
             "look at them below for objects without a label; more training images, also without "
             "objects, help",
         ),
