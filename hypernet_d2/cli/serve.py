@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hypernet_d2.deploy import DIGITS_MODEL, Detector
+from hypernet_d2.deploy.providers import add_runtime_arguments
 
 from .arguments import CommandParser
 
@@ -36,6 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     add("--port", type=int, default=8000, help="port; 0: a free one (%(default)s)")
     add("--threads", type=int, help="of onnxruntime, for one picture (default: number of cores)")
+    add_runtime_arguments(parser)
     add("--workers", type=int, default=1, help="pictures detected at a time (%(default)s)")
     add("--tile", type=int, metavar="PIXELS", help="detect in tiles of this side")
     add("--overlap", type=int, metavar="PIXELS", help="of tiles (default: a fifth of the tile)")
@@ -88,7 +90,9 @@ def serve(args: argparse.Namespace) -> None:
     limits = Limits(
         args.max_bytes, args.max_pixels, args.max_pictures, args.max_waiting, args.timeout
     )
-    detector = Detector(args.model, threads=args.threads)
+    detector = Detector(
+        args.model, threads=args.threads, providers=args.provider, runtime=args.runtime
+    )
     app = build_app(detector, limits, tile=args.tile, overlap=args.overlap, workers=args.workers)
 
     def listening(url: str) -> None:
