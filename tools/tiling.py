@@ -59,14 +59,14 @@ def run(args: argparse.Namespace, folder: Path, *words: object) -> None:
     subprocess.run(command, check=True)
 
 
-def read_truth(data: str) -> COCO:
-    """pycocotools' index of the validation split."""
-    (name,) = register_own_data(data).test[:1]
+def read_truth(data: str) -> tuple[str, COCO]:
+    """The name of the validation split, and pycocotools' index of it."""
+    name = register_own_data(data).test[0]
     truth = COCO()
     truth.dataset = records_to_coco(load_dataset(name, evaluated=True), name)
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-    return truth
+    return name, truth
 
 
 def measure(folder: Path, truth: COCO) -> dict[str, float]:
@@ -77,7 +77,9 @@ def measure(folder: Path, truth: COCO) -> dict[str, float]:
     detections = json.loads((folder / "inference/coco_instances_results.json").read_text())
     most = max(np.unique([one["image_id"] for one in detections], return_counts=True)[1], default=0)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
+        # loadRes does not take an empty list.
+        found = truth.loadRes(detections) if detections else COCO()
+        evaluation = COCOeval(truth, found, "bbox")
         evaluation.params.maxDets = [int(most)]
         evaluation.evaluate()
         evaluation.accumulate()
@@ -89,7 +91,8 @@ def measure(folder: Path, truth: COCO) -> dict[str, float]:
 
 def main(argv: list[str]) -> None:
     args = parse_args(argv)
-    truth, rows = read_truth(args.data), []
+    name, truth = read_truth(args.data)
+    rows = []
     for trained, size in (("tiles", args.tile), ("resized", 0)):
         folder = args.output / trained
         weights = folder / "model_final.pth"
@@ -97,7 +100,8 @@ def main(argv: list[str]) -> None:
             run(args, folder, f"{KEY}.TRAIN_SIZE", size)
         for tested, size in (("tiles", args.tile), ("resized", 0)):
             results = args.output / f"{trained}_{tested}"
-            run(args, results, "--eval-only", f"{KEY}.SIZE", size, "MODEL.WEIGHTS", weights)
+            opts = f"{KEY}.SIZE", size, "DATASETS.TEST", (name,), "MODEL.WEIGHTS", weights
+            run(args, results, "--eval-only", *opts)
             rows.append({"trained on": trained, "tested on": tested, **measure(results, truth)})
     (args.output / "tiling.json").write_text(json.dumps(rows, indent=2))
     print(tabulate(rows, "keys", tablefmt="github", floatfmt=".1f", missingval="-"))
