@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hypernet_d2.modeling.proposal_generator.hypernet_proposals import HyperNetProposals
 from hypernet_d2.modeling.roi_heads import HyperNetROIHeads
 
+from .padding import fix_same_padding
 from .proposals import ExportableRPN, ExportableWindows
 from .roi_heads import ExportableROIHeads
 
@@ -56,7 +57,8 @@ class ExportableDetector(nn.Module):
         """
         Args:
             model: a detector with `HyperNetProposals` or detectron2's RPN, and with the ROI heads
-                of `hypernet_d2` or of detectron2; is put into evaluation mode.
+                of `hypernet_d2` or of detectron2; is put into evaluation mode, and its trunk of
+                timm gets fixed padding, which changes no result.
             canvas: (H, W); must be multiples of the model's :func:`size_divisibility`.
 
         Raises:
@@ -68,6 +70,7 @@ class ExportableDetector(nn.Module):
         divisor = size_divisibility(model)
         if any(side < 1 or side % divisor for side in canvas):
             raise ValueError(f"canvas is {tuple(canvas)}; expected multiples of {divisor}")
+        fix_same_padding(model.backbone)
         self.model = model.eval()
         self.canvas = tuple(canvas)
         if isinstance(model.proposal_generator, HyperNetProposals):
