@@ -69,6 +69,7 @@ def test_wheel_holds_every_module_and_config(tmp_path):
     assert "hypernet_d2/py.typed" in names
     assert {f"hypernet_d2/model_zoo/{name}" for name in configs} <= names
     assert "hypernet_d2/deploy/models/digits.onnx" in names
+    assert "hypernet_d2/model_zoo/weights/BCCD-Detection_hypernet_lite0.pth" in names
     assert not [name for name in names if name.startswith(("tests/", "tools/", "demo/"))]
 
 

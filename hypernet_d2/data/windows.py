@@ -137,7 +137,9 @@ def candidates(boxes: Tensor) -> list[tuple[list[float], list[float]]]:
 
 
 def suggest(cfg: CfgNode, images: list, num_boxes: int, max_windows: int) -> Fit:
-    """The best candidate with at most ``max_windows`` windows.
+    """The candidate with the most boxes above the IoU threshold of positive windows.
+
+    Only candidates with at most ``max_windows`` windows are compared.
 
     Raises:
         ValueError: no candidate has so few.
@@ -151,5 +153,7 @@ def suggest(cfg: CfgNode, images: list, num_boxes: int, max_windows: int) -> Fit
             f"--max-windows {max_windows}: the smallest candidate has "
             f"{min(f.num_windows for f in fits)} windows; increase it, or STEP and MIN_STRIDE"
         )
-    best = max(affordable, key=lambda f: float(f.best_iou.mean()))
+    # A box that no window overlaps by the threshold is no positive example.
+    threshold = cfg.MODEL.RPN.IOU_THRESHOLDS[-1]
+    best = max(affordable, key=lambda f: (f.recall(threshold), float(f.best_iou.mean())))
     return fit(cfg, images, best.sizes, best.ratios)

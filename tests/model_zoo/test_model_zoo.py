@@ -469,3 +469,28 @@ def settings(module) -> dict[str, str]:
 
 def frozen(model) -> set[str]:
     return {name for name, p in model.named_parameters() if not p.requires_grad}
+
+
+@pytest.mark.bccd
+def test_the_trained_model_finds_the_white_cell_of_a_photograph(bccd_root):
+    """Its weights are stored as float16."""
+    pytest.importorskip("timm", reason="the trunk")
+    from detectron2.data.detection_utils import read_image
+    from detectron2.engine import DefaultPredictor
+
+    from hypernet_d2 import model_zoo
+
+    cfg = model_zoo.get_config("BCCD-Detection/hypernet_lite0.yaml", trained=True)
+    cfg.MODEL.DEVICE = "cpu"
+    file = sorted(path for path in (bccd_root / "JPEGImages").iterdir() if "00000" in path.name)[0]
+    found = DefaultPredictor(cfg)(read_image(str(file), "BGR"))["instances"]
+    sure = found[found.scores > 0.8]
+    assert int((sure.pred_classes == 1).sum()) == 1  # WBC
+    assert int((sure.pred_classes == 0).sum()) > 5  # RBC
+
+
+def test_a_config_without_a_trained_model_names_those_that_have_one():
+    from hypernet_d2 import model_zoo
+
+    with pytest.raises(ValueError, match="is published; there are: BCCD-Detection/hypernet_lite0"):
+        model_zoo.get_checkpoint_url("COCO-Detection/hypernet_R_50_1x.yaml")

