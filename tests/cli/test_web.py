@@ -121,7 +121,8 @@ def test_a_folder_that_is_no_training_is_named(tmp_path):
         web.load_models(args)
 
 
-def test_the_missing_package_is_one_line(monkeypatch):
+def test_the_missing_package_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # restores what main sets
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ImportError, match=r"pip install 'hypernet-d2\[web\]'"):
         web.main(["--port", str(free_port())])

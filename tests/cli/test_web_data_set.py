@@ -131,7 +131,8 @@ def test_without_ground_truth_there_are_no_errors(tmp_path):
     explorer = make_explorer(tmp_path, labeled=False)
     choice = explorer.choose(Filters())
     assert explorer.kinds == ["any"] and len(choice.images) == 3
-    assert "Detections: **3**. The set has no ground truth." in explorer.summary(Filters(), choice)
+    text = explorer.summary(Filters(), choice)
+    assert text.endswith("Detections at this threshold: **3**. No ground truth.")
     assert explorer.caption(0, choice) == "1.png: 2 detections"
     assert explorer.detail(0, choice).shape[0] == explorer.detail(0, choice).shape[1]
 
@@ -217,7 +218,7 @@ def test_look_through_a_set_in_a_browser(serve, explorer, tmp_path):
     expect(title).to_contain_text("2.png")  # what is shown stays
     page.locator("#kind input").click()
     page.get_by_role("option", name="background").click()
-    expect(summary).to_contain_text("1 of 3 images, with 1 detections")
+    expect(summary).to_contain_text("1 of 3 images. The filters choose detections: 1, objects: 0")
     expect(title).to_contain_text("3.png: 0 right, 1 wrong, 0 missed")
     page.screenshot(path=os.environ.get("HYPERNET_D2_SCREENSHOT") or tmp_path / "page.png")
     assert page.elsewhere == []

@@ -30,7 +30,6 @@ COLORS = {  # red, green, blue
     "duplicate": (0, 220, 240),
     "background": (90, 150, 255),
     "missed": (255, 60, 60),
-    ANY: (255, 190, 0),  # without ground truth
 }
 FADED = (150, 150, 150)  # what the filters leave out
 DETAIL_SIDE, THUMBNAIL_SIDE = 1200, 360  # pixels of the long side
@@ -156,12 +155,11 @@ class Explorer:
         kept = data.scores >= filters.threshold
         text = f"{data.name}: **{len(choice.images)}** of {len(data.images)} images"
         if filters.narrow:
-            text += f", with {int(choice.detections.sum())} detections"
+            text += f". The filters choose detections: **{int(choice.detections.sum())}**"
             if self.labeled:
-                text += f" and {int(choice.objects.sum())} objects"
-            text += " that the filters choose"
+                text += f", objects: **{int(choice.objects.sum())}**"
         if not self.labeled:
-            return f"{text}. Detections: **{int(kept.sum())}**. The set has no ground truth."
+            return f"{text}. Detections at this threshold: **{int(kept.sum())}**. No ground truth."
         right = int((errors.kinds == "").sum())
         objects = int(data.objects.sum())
         counts = [f"{kind} {errors.count(kind)}" for kind in KINDS if errors.count(kind)]
@@ -220,15 +218,19 @@ class Explorer:
 
     def _detections(
         self, image: int, choice: Choice
-    ) -> tuple[np.ndarray, list[tuple[int, int, int]], list[str]]:
-        """Boxes, colors and labels of the detections, those that are chosen first."""
+    ) -> tuple[np.ndarray, list[int | tuple[int, int, int]], list[str]]:
+        """Boxes, colors and labels of the detections, those that are chosen first.
+
+        Without ground truth the color is the class's.
+        """
         data, kinds = self.data, choice.errors.kinds
         shown = np.flatnonzero((data.image_of == image) & (kinds != "ignored"))
         shown = shown[np.argsort(~choice.detections[shown], kind="stable")]
         colors, labels = [], []
         for i in shown:
             kind = (kinds[i] or RIGHT) if self.labeled else ANY
-            colors.append(COLORS[kind] if choice.detections[i] else FADED)
+            color = COLORS[kind] if self.labeled else int(data.labels[i])
+            colors.append(color if choice.detections[i] else FADED)
             label = f"{data.classes[data.labels[i]]} {data.scores[i]:.2f}"
             labels.append(label if kind in (RIGHT, ANY) else f"{label} {kind}")
         return data.boxes[shown], colors, _first(labels)

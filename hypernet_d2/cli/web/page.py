@@ -70,13 +70,15 @@ def _add_explorer(page: gr.Blocks, explorers: dict[str, tuple[Explorer, str]]) -
             )  # fmt: skip
             most = gr.Slider(0, 1, 1, step=0.01, label="Largest score", elem_id="most")
             order = gr.Radio(
-                [WORST_FIRST, AS_IN_SET], value=WORST_FIRST, label="Order", visible=first.labeled
-            )
+                [WORST_FIRST, AS_IN_SET], value=WORST_FIRST if first.labeled else AS_IN_SET,
+                label="Order", visible=first.labeled,
+            )  # fmt: skip
         with gr.Column(scale=4):
             summary = gr.Markdown(elem_id="summary")
             gallery = gr.Gallery(
                 show_label=False, columns=4, height=520, object_fit="contain", format="jpeg",
-                allow_preview=False, interactive=False, buttons=[], elem_id="gallery",
+                allow_preview=False, interactive=False, buttons=[], fit_columns=False,
+                elem_id="gallery",
             )  # fmt: skip
             with gr.Row():
                 previous = gr.Button("Previous images", size="sm")
@@ -167,7 +169,9 @@ class Browser:
 def _detail(explorer: Explorer, choice, image: int | None):
     if image is None:
         return "No image has what the filters choose.", None
-    return f"**{explorer.caption(image, choice)}**", explorer.detail(image, choice)
+    name, _, counts = explorer.caption(image, choice).rpartition(": ")
+    # As code, since the characters of a file's name may have a meaning in Markdown.
+    return f"**`{name}`: {counts}**", explorer.detail(image, choice)
 
 
 def _add_upload(models: list[ExportedModel | TrainedModel]) -> None:
