@@ -6,7 +6,8 @@ The latter works without detectron2, which the former imports.
 from __future__ import annotations
 
 import argparse
-from importlib import import_module
+
+from hypernet_d2_cli import import_command
 
 ENGINES = {"detectron2": ".detect", "ray": ".detect_ray"}
 
@@ -17,4 +18,4 @@ def main(argv: list[str] | None = None) -> int | None:
     args, rest = parser.parse_known_args(argv)
     if args.engine not in ENGINES:
         raise ValueError(f"--engine {args.engine}: expected {' or '.join(ENGINES)}")
-    return import_module(ENGINES[args.engine], __package__).main(rest)
+    return import_command(f"{__package__}{ENGINES[args.engine]}")(rest)

@@ -31,7 +31,7 @@ _OPERATOR = re.compile(
 # Shapes as SymPy writes them, and the words that operators take: no dots, hence no attributes.
 _PLAIN = {
     "expr_str": re.compile(
-        r"(Symbol|Integer|Add|Mul|Pow|Max|Min|Equality|Unequality|(Strict)?(Greater|Less)Than"
+        r"(Symbol|Integer|FloorDiv|Add|Mul|Pow|Max|Min|Equality|Unequality|(Strict)?(Greater|Less)Than"
         r"|integer|positive|nonnegative|True|False|'[us]\d+'|-?\d+|[(),= ])*"
     ),
     "as_string": re.compile(r"[\w '<>=]*"),

@@ -78,7 +78,7 @@ def check_file(name: str, format: str, folder) -> None:
     file = Detector(write(capture(detector), info, folder / "model"), threads=1)
     predictor = DefaultPredictor(cfg)
     predictor.model = model
-    for size in ((128, 192), (70, 60), (33, 97)):
+    for size in ((128, 192), (60, 70), (33, 97)):
         image = np.ascontiguousarray(photograph(*size).numpy())
         expected = by_detectron2(predictor, image)
         found = file.instances(image)

@@ -347,7 +347,15 @@ def test_a_graph_takes_an_image_without_any_detection(tool, weights, tmp_path):
     ("opts", "message"),
     [
         (["MODEL.META_ARCHITECTURE", "ProposalNetwork"], "MODEL.META_ARCHITECTURE is Proposal"),
-        (["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"], "MODEL.ROI_HEADS.NAME is CascadeROI"),
+        (
+            [
+                "MODEL.ROI_HEADS.NAME",
+                "CascadeROIHeads",
+                "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+                True,
+            ],
+            "MODEL.ROI_HEADS.NAME is CascadeROI",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_refused(opts, message):

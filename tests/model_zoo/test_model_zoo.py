@@ -245,7 +245,7 @@ def tasks(cfg) -> list[str]:
 
 
 def unused_keys(cfg) -> set[str]:
-    """The keys of hypercolumns, timm and tiles that nothing in this config reads."""
+    """The keys that nothing in this config reads."""
     heads = {cfg.MODEL.ROI_MASK_HEAD.NAME} if cfg.MODEL.MASK_ON else set()
     heads |= {cfg.MODEL.ROI_KEYPOINT_HEAD.NAME} if cfg.MODEL.KEYPOINT_ON else set()
     readers = {
@@ -263,6 +263,8 @@ def unused_keys(cfg) -> set[str]:
     }
     if cfg.MODEL.HYPERNET.TRUNK != "build_timm_backbone":
         unused |= {"MODEL.HYPERNET.TIMM.NAME", "MODEL.HYPERNET.TIMM.NORM"}
+    unused |= {"MODEL.HYPERNET.DATA.PATH", "MODEL.HYPERNET.DATA.SPLIT"}
+    unused |= {"MODEL.HYPERNET.TRAIN.METRIC"}  # of the best checkpoint
     tiles = cfg.MODEL.HYPERNET.TILES
     if not tiles.TRAIN_SIZE:
         unused |= {

@@ -166,7 +166,8 @@ def prepare_demo(kind: str, root: Path, damage: Damaging) -> Callable[[], None]:
     def take() -> None:
         output = root / "output"
         output.mkdir()
-        args = argparse.Namespace(files=[path], output=output, webcam=None, codec="mp4v")
+        options = {"webcam": None, "codec": "mp4v", "track": False}
+        args = argparse.Namespace(files=[path], output=output, **options)
         show = lambda image: View(np.ascontiguousarray(image[:, :, ::-1]), "")  # noqa: E731
         failures = demo["run"](args, show, None)
         if failures:

@@ -15,8 +15,8 @@ from hypernet_d2.data import load_dataset
 from hypernet_d2.data.class_names import match_classes
 from hypernet_d2.evaluation.coco import ground_truth
 from hypernet_d2.evaluation.report.evaluated_set import (
-    DETECTIONS_FILE,
     EvaluatedSet,
+    find_detections,
     make_evaluated_set,
 )
 from hypernet_d2.utils.images import image_size, list_images, read_image
@@ -89,8 +89,11 @@ class PictureSet:
         Raises:
             ValueError: the file is no json.
         """
-        path = output_dir / DETECTIONS_FILE
-        if not path.is_file() or not self.classes:
+        if not self.classes:
+            return None
+        try:
+            path = find_detections(output_dir, self.name)
+        except FileNotFoundError:
             return None
         try:
             results = json.loads(path.read_text())
