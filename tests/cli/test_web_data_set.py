@@ -59,7 +59,7 @@ def make_explorer(folder: Path, labeled: bool = True):
     from hypernet_d2.cli.web.explorer import Explorer
 
     (folder / "inference").mkdir()
-    results = folder / "inference" / "coco_instances_results.json"
+    results = folder / "inference" / "pets_instances_results.json"
     results.write_text(json.dumps(as_coco(FOUND)))
     pictures = make_pictures(folder, labeled)
     return Explorer(pictures.read_detections(folder), labeled)
@@ -176,7 +176,7 @@ def test_a_model_without_a_class_of_the_set_is_refused(tmp_path):
 
 def test_detections_of_another_set_are_not_used(tmp_path):
     make_explorer(tmp_path)
-    results = tmp_path / "inference" / "coco_instances_results.json"
+    results = tmp_path / "inference" / "pets_instances_results.json"
     results.write_text(json.dumps([{**one, "image_id": 9} for one in as_coco(FOUND)]))
     assert make_pictures(tmp_path).read_detections(tmp_path) is None
 

@@ -100,14 +100,13 @@ def make_explorers(args: argparse.Namespace, models: list[ExportedModel | Traine
     from .explorer import Explorer
     from .picture_set import choose_set
 
-    known = register_data(args.data).test
-    if not known and trained:
-        known = tuple(trained[0].cfg.DATASETS.TEST)
+    # A training's config, which is loaded, has registered --data or the data that it names.
+    known = tuple(trained[0].cfg.DATASETS.TEST) if trained else register_data(args.data).test
     pictures = choose_set(args, known)
     explorers = {}
     for model in models if pictures else ():
         data, note = None, "Detections of the evaluation."
-        if isinstance(model, TrainedModel) and model.folder and pictures.name == known[-1]:
+        if isinstance(model, TrainedModel) and model.folder:
             data = pictures.read_detections(model.folder)
         if data is None:
             data, note = pictures.detect(model, args.num_images)

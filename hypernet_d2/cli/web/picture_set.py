@@ -100,7 +100,7 @@ class PictureSet:
         except ValueError as error:
             raise ValueError(f"{path}: expected the json of detections, but {error}") from error
         if not {one["image_id"] for one in results} <= self.files.keys():
-            return None  # of another set
+            return None  # of another set that had the name
         return self._with(results, self.classes, self.content["images"])
 
     def _with(self, results: list[dict], classes: list[str], images: list[dict]) -> EvaluatedSet:
@@ -156,18 +156,18 @@ def read_folder(folder: Path) -> PictureSet:
 
 
 def choose_set(args: argparse.Namespace, known: tuple[str, ...]) -> PictureSet | None:
-    """The set that the command line names, else the last of ``known`` that is registered."""
+    """The set that the command line names, else the first of ``known`` that is registered."""
     if args.images:
         return read_folder(args.images)
     if args.dataset:
         return read_registered(args.dataset)
     names = [name for name in known if name in DatasetCatalog]
     if names:
-        return read_registered(names[-1])
+        return read_registered(names[0])
     if known:
         logger.warning(
             "data set %r (DATASETS.TEST) is not registered: the page has no images; --data PATH "
             "registers your own",
-            known[-1],
+            known[0],
         )
     return None
