@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 from torch import nn
 
-from hypernet_d2.checkpoint import HyperNetCheckpointer
+from hypernet_d2.checkpoint import HyperNetCheckpointer, package_weights
 from hypernet_d2.config import add_hypernet_config, default_device
 from hypernet_d2.utils.files import did_you_mean
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]
 
 _CONFIGS = Path(__file__).parent / "configs"
-_WEIGHTS = Path(__file__).parent / "weights"  # NAME.pth, with slashes as "_"; see its README.md
 _SUFFIXES = (".yaml", ".py")
 
 
@@ -45,23 +44,13 @@ def get_config_file(config_path: str) -> str:
 
 
 def get_checkpoint_url(config_path: str) -> str:
-    """Path of the weights of the trained model of a config, which the package contains.
+    """``MODEL.WEIGHTS`` of the trained model of a config; the package contains its weights.
 
     Raises:
         ValueError: there is no such config, or no trained model of it.
     """
     get_config_file(config_path)
-    path = _weights_file(config_path)
-    if not path.is_file():
-        trained = ", ".join(
-            sorted(file.stem.replace("_", "/", 1) for file in _WEIGHTS.glob("*.pth"))
-        )
-        raise ValueError(f"no trained model of {config_path!r} is published; there are: {trained}")
-    return str(path)
-
-
-def _weights_file(config_path: str) -> Path:
-    return _WEIGHTS / f"{Path(config_path).with_suffix('').as_posix().replace('/', '_', 1)}.pth"
+    return package_weights(Path(config_path).with_suffix("").as_posix())
 
 
 def get_config(config_path: str, trained: bool = False) -> CfgNode | DictConfig:

