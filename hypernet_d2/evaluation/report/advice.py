@@ -22,6 +22,7 @@ MIN_OBJECTS = 100  # of the evaluated set, below which its figures vary much
 MIN_TRAINING_OBJECTS = 50  # of a class
 MIN_SHARE = 0.15  # of the errors or the objects, for a rule to be named
 MIN_LOST = 2.0  # points of AP50
+FEW_PASSES = 8  # over the training images
 OVERFITTING = 1.1  # last loss of validation divided by the smallest
 STILL_RISING = 1.0  # points of AP in the last quarter of the training
 SURE_SCORE = 0.8
@@ -37,12 +38,14 @@ class RunFiles:
         training: its curves.
         training_objects: (K,), objects of each class in the training set; None if unknown.
         recall: content of the file of ProposalRecallEvaluator; None if there is none.
+        training_images: number of images of the training set; None if unknown.
     """
 
     cfg: CfgNode
     training: Training
     training_objects: np.ndarray | None
     recall: dict | None
+    training_images: int | None = None
 
 
 def input_scale(cfg: CfgNode, height: int, width: int) -> float:
@@ -57,6 +60,7 @@ def give_advice(analysis: Analysis, run: RunFiles) -> list[str]:
     """Sentences on what to try, the most important first."""
     rules = (
         _amount,
+        _passes,
         _unlabeled,
         _input_size,
         _training,
@@ -75,6 +79,19 @@ def _amount(analysis: Analysis, run: RunFiles) -> Iterator[str]:
         yield (
             f"The evaluated set has only {objects} objects in {len(analysis.data.images)} images: "
             "differences of several points of AP may be chance. Label more images for validation."
+        )
+
+
+def _passes(analysis: Analysis, run: RunFiles) -> Iterator[str]:
+    if not run.training_images or hypernet_node(run.cfg).TILES.TRAIN_SIZE:
+        return
+    solver = run.cfg.SOLVER
+    passes = solver.MAX_ITER * solver.IMS_PER_BATCH / run.training_images
+    if passes < FEW_PASSES:
+        wanted = FEW_PASSES * run.training_images / solver.IMS_PER_BATCH
+        yield (
+            f"The training has seen each of {run.training_images} images {passes:.1f} times, which "
+            f"is little: try SOLVER.MAX_ITER {wanted:.0f} or more (now {solver.MAX_ITER})."
         )
 
 

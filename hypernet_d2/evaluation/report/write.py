@@ -105,7 +105,8 @@ def read_run(output_dir: Path, dataset_name: str | None = None) -> tuple[Analysi
         counts = np.bincount(np.array(labels, dtype=int), minlength=classes)[:classes]
     path = recall_file(output_dir, name)
     recall = json.loads(path.read_text()) if path.is_file() else None
-    return analysis, RunFiles(cfg, read_training(output_dir), counts, recall)
+    number = len(records) if train_name is not None else None
+    return analysis, RunFiles(cfg, read_training(output_dir), counts, recall, number)
 
 
 def _read_config(output_dir: Path) -> CfgNode:

@@ -137,7 +137,9 @@ def test_rows_of_an_earlier_run_are_left_out(tmp_path):
 class TestAdvice:
     """Each rule names its figures, and is silent where they are good."""
 
-    def advice(self, objects, detections, *opts, images: int = 1, curves=None, counts=None):
+    def advice(
+        self, objects, detections, *opts, images: int = 1, curves=None, counts=None, trained=None
+    ):
         from hypernet_d2.evaluation.report.advice import RunFiles, give_advice
         from hypernet_d2.evaluation.report.analysis import analyze
         from hypernet_d2.evaluation.report.training import Training
@@ -145,7 +147,7 @@ class TestAdvice:
 
         cfg = tiny_cfg("INPUT.MIN_SIZE_TEST", 200, "INPUT.MAX_SIZE_TEST", 400, *opts)
         points = {k: (np.array(x), np.array(y)) for k, (x, y) in (curves or {}).items()}
-        run = RunFiles(cfg, Training(points), counts, None)
+        run = RunFiles(cfg, Training(points), counts, None, trained)
         return " ".join(give_advice(analyze(make_set(objects, detections, images=images)), run))
 
     def grid(self, side: int, count: int = 120):
@@ -159,6 +161,16 @@ class TestAdvice:
     def test_nothing_to_say(self):
         objects = self.grid(20)
         assert self.advice(objects, self.found(objects), images=120) == ""
+
+    def test_few_passes(self):
+        objects = self.grid(20)
+        schedule = ("SOLVER.MAX_ITER", 300, "SOLVER.IMS_PER_BATCH", 2)
+        few, enough = (
+            self.advice(objects, self.found(objects), *schedule, images=120, trained=number)
+            for number in (400, 75)
+        )
+        assert "each of 400 images 1.5 times" in few and "MAX_ITER 1600 or more (now 300)" in few
+        assert enough == ""
 
     def test_small_objects_are_missed(self):
         objects = self.grid(6)
