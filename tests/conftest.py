@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REQUIRE_DETECTRON2 = os.environ.get("HYPERNET_D2_REQUIRE_DETECTRON2", "") not in ("", "0")
 
 DATA = {"bccd": "BCCD", "coco_sample": "coco_sample"}  # marker: folder
+PACKAGES = ("sahi", "trackers", "gradio")  # markers; the set-up does not install them
 
 _missing = pytest.StashKey[dict]()
 
@@ -92,8 +93,9 @@ def pytest_configure(config: pytest.Config) -> None:
             missing[marker] = f"no {folder} in $DETECTRON2_DATASETS nor in ../shared/datasets"
     if not torch.cuda.is_available():
         missing["cuda"] = "no CUDA device"
-    if importlib.util.find_spec("sahi") is None:
-        missing["sahi"] = "no sahi: pip install sahi"
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            missing[package] = f"no {package}: pip install {package}"
     if not config.getoption("--slow"):
         missing["slow"] = "slow tests, which make test-all (pytest --slow) runs"
     config.stash[_missing] = missing
@@ -147,7 +149,8 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     missing = config.stash[_missing]
     counts = {reason: Counter() for reason in missing.values()}
     for report in terminalreporter.stats.get("skipped", []):
-        reasons = [reason for marker, reason in missing.items() if marker in report.keywords]
+        keywords = getattr(report, "keywords", ())  # a module that is left out has none
+        reasons = [reason for marker, reason in missing.items() if marker in keywords]
         for reason in reasons or [report.longrepr[2]]:
             counts.setdefault(reason, Counter())[report.nodeid.partition("::")[0]] += 1
     for reason, files in counts.items():

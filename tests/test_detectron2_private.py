@@ -164,7 +164,7 @@ OF_OTHER_PACKAGES = {
 
 
 # Packages of extras without which a module cannot be imported, and is not looked at.
-OPTIONAL = {"gradio", "ray", "fastapi", "uvicorn"}
+OPTIONAL = {"gradio", "pyarrow", "ray", "fastapi", "uvicorn"}
 
 
 @pytest.mark.parametrize(("module", "name", "reason"), PRIVATE)

@@ -17,7 +17,7 @@ __all__ = ["ProposalCheck", "check_first_features"]
 
 logger = logging.getLogger(__name__)
 
-LARGEST_VALUE = 1e6  # of a feature map; of networks that work it is below 1e4
+LARGEST_VALUE = 1e8  # of a feature map; of networks that work it is below 1e4
 DELAY = 100  # iterations after the warm-up before proposals are checked
 WINDOW = 20  # iterations in which they are checked
 LEAST_ITERATIONS = 60  # a shorter training is not checked
@@ -31,7 +31,7 @@ def check_first_features(model: nn.Module) -> None:
     normalization after it hides what is wrong.
 
     Raises (in the forward pass):
-        ValueError: naming a map that is not finite, is zero everywhere, or has values above 1e6.
+        ValueError: naming a map that is not finite, is zero everywhere, or has values above 1e8.
     """
     for name, module in model.named_modules():
         if isinstance(module, Backbone):

@@ -156,8 +156,8 @@ def test_video_is_written_frame_by_frame(demo, model, tmp_path):
     ]
 
 
+@pytest.mark.trackers
 def test_a_video_is_tracked_in_tiles(demo, model, tmp_path):
-    pytest.importorskip("trackers", reason="--track needs the package trackers")
     video, file = write_video(tmp_path / "clip.avi"), tmp_path / "found.json"
     words = ["--input", video, "--output", str(tmp_path / "out"), "--json", str(file)]
     assert demo["main"]([*model, *words, "--track", "--tile", "50"]) == 0

@@ -68,7 +68,6 @@ def write_crossing(path: Path, frames: int = 40, speed: int = 6, rate: float = 1
 
 def track(video: Path, folder: Path, detector: ColorDetector) -> list[list[dict]]:
     """The annotations of each frame that ``detect --track --json`` writes."""
-    pytest.importorskip("trackers", reason="--track needs the package trackers")
     detect = importlib.import_module("hypernet_d2.cli.detect")
     views = importlib.import_module("hypernet_d2.cli.views")
     stream = io.StringIO()
@@ -92,6 +91,7 @@ def identities(frames: list[list[dict]], label: int) -> list[int | None]:
     return [one["track_id"] for frame in frames for one in frame if one["category_id"] == label]
 
 
+@pytest.mark.trackers
 def test_objects_that_cross_keep_their_identities(tmp_path):
     frames = track(write_crossing(tmp_path / "a.avi"), tmp_path / "out", ColorDetector())
     assert [len(frame) for frame in frames] == [2] * 40
@@ -100,6 +100,7 @@ def test_objects_that_cross_keep_their_identities(tmp_path):
     assert ({*red[1:]}, {*green[1:]}) in (({1}, {2}), ({2}, {1}))
 
 
+@pytest.mark.trackers
 def test_an_identity_outlasts_frames_without_detections_and_low_scores(tmp_path):
     def scores(frame):
         return 0.9 if frame < 10 else 0 if frame < 15 else 0.3 if frame < 20 else 0.9, 0
@@ -109,12 +110,14 @@ def test_an_identity_outlasts_frames_without_detections_and_low_scores(tmp_path)
     assert identities(frames, RED)[1:] == [1] * 34
 
 
+@pytest.mark.trackers
 def test_a_low_score_starts_no_identity_and_is_not_written(tmp_path):
     video = write_crossing(tmp_path / "a.avi")
     frames = track(video, tmp_path / "out", ColorDetector(lambda frame: (0.3, 0)))
     assert frames == [[] for _ in range(40)]
 
 
+@pytest.mark.trackers
 def test_an_object_of_two_classes_is_one(tmp_path):
     class Undecided(ColorDetector):
         def __call__(self, image):
@@ -133,6 +136,7 @@ def test_an_object_of_two_classes_is_one(tmp_path):
     assert {one["track_id"] for frame in frames[1:] for one in frame} == {1}
 
 
+@pytest.mark.trackers
 def test_an_object_that_returns_after_more_than_a_second_is_another_one(tmp_path):
     detector = ColorDetector(lambda frame: (0 if 5 <= frame < 20 else 0.9, 0))
     frames = track(write_crossing(tmp_path / "a.avi", speed=1), tmp_path / "out", detector)

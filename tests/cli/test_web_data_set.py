@@ -197,6 +197,7 @@ def test_a_folder_of_images_has_the_models_classes(tmp_path):
         read_folder(tmp_path / "missing")
 
 
+@pytest.mark.gradio
 def test_look_through_a_set_in_a_browser(serve, explorer, tmp_path):
     from playwright.sync_api import expect
 

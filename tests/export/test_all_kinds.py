@@ -71,6 +71,7 @@ def check_file(name: str, format: str, folder) -> None:
 
     needs_onnx(format)
     model, cfg = models.build(name)
+    cfg.MODEL.WEIGHTS = ""  # of the predictor, which gets the model
     detector, _ = exportable(model)
     classes = tuple(map(str, range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)))
     info = describe(cfg, detector, classes=classes, config=name)
@@ -84,7 +85,7 @@ def check_file(name: str, format: str, folder) -> None:
         found = file.instances(image)
         assert len(expected.detections.scores) > 2 or name == "vgg"
         largest, pixels = differences(expected, found)
-        assert largest < 2e-3 and pixels < 0.01
+        assert largest < 2e-3 and pixels < 0.02
         for one, other in zip(found[1:], expected[1:], strict=True):
             assert (one is None) == (other is None)
             assert one is None or (one.shape, one.dtype) == (other.shape, other.dtype)

@@ -77,9 +77,8 @@ def test_smaller_files_detect_nearly_the_same(tmp_path):
     model, cfg = models.build("c4")
     detector = ExportableDetector(model, (64, 96))
     info = describe(cfg, detector, classes=("a", "b", "c"), config="c4")
-    program = capture(detector)
-    path = write_onnx(program, info, tmp_path / "full")
-    half = write_onnx(program, info, tmp_path / "half", half_weights=True)
+    path = write_onnx(capture(detector), info, tmp_path / "full")
+    half = write_onnx(capture(detector), info, tmp_path / "half", half_weights=True)
     assert half.stat().st_size < 0.6 * path.stat().st_size
     images = [np.ascontiguousarray(photograph(64, 96).numpy()) for _ in range(8)]
     quantize_int8(path, tmp_path / "int8.onnx", images)
