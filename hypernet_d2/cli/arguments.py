@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from hypernet_d2_cli import OneLineErrorParser
@@ -32,6 +33,13 @@ class CommandParser(OneLineErrorParser):
         self.add_argument(
             "--debug", action="store_true", help="show the traceback of an error, not its line only"
         )
+
+    def check_counts(self, args: argparse.Namespace, names: Iterable[str]) -> None:
+        """Report the first of these arguments that is given and below 1."""
+        for name in names:
+            value = getattr(args, name)
+            if value is not None and value < 1:
+                self.error(f"--{name.replace('_', '-')} {value}: expected 1 or more")
 
 
 def _program() -> str:

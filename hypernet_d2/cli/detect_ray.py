@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from importlib.util import find_spec
 
 import numpy as np
 
 from hypernet_d2.deploy import Detector
+from hypernet_d2.utils.optional import require_packages
 
 from .arguments import CommandParser
 
@@ -45,10 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max-pixels", type=int, default=100_000_000, help="of a picture (%(default)s)")
     add("--part", type=int, default=200, help="pictures of an output file (%(default)s)")
     args = parser.parse_args(argv)
-    for name in ("workers", "part", "max_pixels", "tile"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+    parser.check_counts(args, ("workers", "part", "max_pixels", "tile"))
     if args.tile is None and args.tile_overlap is not None:
         parser.error("--tile-overlap needs --tile")
     return args
@@ -61,11 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         OSError, ValueError, ImportError: a user's mistake.
     """
     args = parse_args(argv)
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise ImportError(
-            f'--engine ray needs {", ".join(missing)}: pip install "hypernet-d2[ray]"'
-        )
+    require_packages(PACKAGES, "ray", "--engine ray")
     from hypernet_d2.deploy.pipeline import Options, detect_pictures
 
     options = Options(

@@ -10,11 +10,11 @@ a proxy in front of it.
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 
 from hypernet_d2.deploy import DIGITS_MODEL, Detector
 from hypernet_d2.deploy.providers import add_runtime_arguments
+from hypernet_d2.utils.optional import require_packages
 
 from .arguments import CommandParser
 
@@ -48,10 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--timeout", type=float, default=30, help="seconds of a request (%(default)s)")
     args = parser.parse_args(argv)
     counts = ("threads", "workers", "tile", "max_bytes", "max_pixels", "max_pictures")
-    for name in (*counts, "max_waiting"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+    parser.check_counts(args, (*counts, "max_waiting"))
     if not 0 <= args.port < 2**16:
         parser.error(f"--port {args.port}: expected 0 to 65535")
     if not args.timeout > 0:
@@ -74,11 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         OSError, ValueError, ImportError: a user's mistake.
     """
     args = parse_args(argv)
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise ImportError(
-            f'the server needs {", ".join(missing)}: pip install "hypernet-d2[serve]"'
-        )
+    require_packages(PACKAGES, "serve", "the server")
     serve(args)
 
 

@@ -1,6 +1,8 @@
 """Imports packages that only a part of the project needs."""
 
 import importlib
+import importlib.util
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -18,3 +20,16 @@ def import_optional(module: str, extra: str, purpose: str) -> ModuleType:
         raise ModuleNotFoundError(
             f'{purpose} needs {module}: pip install "hypernet-d2[{extra}]"', name=error.name
         ) from None
+
+
+def require_packages(modules: Iterable[str], extra: str, purpose: str) -> None:
+    """Check, without importing them, that the modules of an extra of this package are installed.
+
+    Raises:
+        ImportError: naming those that are missing, and ``purpose``.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f'{purpose} needs {", ".join(missing)}: pip install "hypernet-d2[{extra}]"'
+        )

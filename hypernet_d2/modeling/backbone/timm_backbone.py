@@ -78,9 +78,8 @@ class TimmBackbone(Backbone):
         self._out_feature_channels, self._out_feature_strides = {}, {}
         self._out_features = [map for map in available if map in out_features]
         # timm builds the model up to the last of these maps.
-        net = timm.create_model(
-            name, features_only=True, out_indices=[available[map] for map in self._out_features]
-        )
+        indices = [available[map]["index"] for map in self._out_features]
+        net = timm.create_model(name, features_only=True, out_indices=indices)
         for map, info in zip(self._out_features, net.feature_info.get_dicts(), strict=True):
             self._out_feature_channels[map] = info["num_chs"]
             self._out_feature_strides[map] = info["reduction"]
@@ -89,7 +88,8 @@ class TimmBackbone(Backbone):
             len(last) == 2 and last[0] == "blocks" and hasattr(net, "blocks")
         ):  # EfficientNet and MobileNet keep all blocks
             net.blocks = net.blocks[: int(last[1]) + 1]
-        _freeze(net, timm, name, freeze_at)
+        if freeze_at:
+            _freeze(net, name, list(available.values())[freeze_at - 1]["module"])
         self.net = timm.layers.freeze_batch_norm_2d(net) if norm == "FrozenBN" else net
         self.channels_last = str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC")
         self.reverse_channels = image_format == "BGR"
@@ -127,8 +127,8 @@ class TimmBackbone(Backbone):
         return dict(zip(self._out_features, maps, strict=True))
 
 
-def _maps(timm, name: str) -> dict[str, int]:
-    """{name of a map: its index in timm}, the finest first."""
+def _maps(timm, name: str) -> dict[str, dict]:
+    """{name of a map: what timm says of it}, the finest first."""
     if not timm.is_model(name):
         similar = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
         raise ValueError(
@@ -142,24 +142,16 @@ def _maps(timm, name: str) -> dict[str, int]:
         raise ValueError(
             f"MODEL.HYPERNET.TIMM.NAME is {name!r}, a model without feature maps: {error}"
         ) from error
-    return {f"s{info['reduction']}": index for index, info in enumerate(infos)}
+    return {f"s{info['reduction']}": info for info in infos}
 
 
-def _freeze(net: nn.Module, timm, name: str, freeze_at: int) -> None:
-    """No gradient for the layers up to the map of this number, in the order of the layers."""
-    if not freeze_at:
-        return
-    with torch.device("meta"):
-        infos = timm.create_model(name, features_only=True).feature_info.get_dicts()
-    strides = list(dict.fromkeys(info["reduction"] for info in infos))
-    module = [info["module"] for info in infos if info["reduction"] == strides[freeze_at - 1]][-1]
+def _freeze(net: nn.Module, name: str, module: str) -> None:
+    """No gradient for the layers up to the end of a module, in the order of the layers."""
     modules = dict(net.named_modules())
     # timm renames or wraps the modules of some models with features_only.
     names = {module, module.replace(".", "_"), f"model.{module}"} & modules.keys()
     if not names:
-        raise ValueError(
-            f"FREEZE_AT of {name} is {freeze_at}; this model can only be trained whole"
-        )
+        raise ValueError(f"{name} can only be trained whole: expected MODEL.BACKBONE.FREEZE_AT 0")
     prefix = names.pop()
     inside = [i for i, key in enumerate(modules) if f"{key}.".startswith(f"{prefix}.")]
     for frozen in list(modules.values())[: max(inside) + 1]:

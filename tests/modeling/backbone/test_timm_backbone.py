@@ -40,6 +40,12 @@ def test_maps_have_the_channels_and_strides_that_are_promised(name, maps, size):
         assert out[key].shape == (1, shape.channels, *(side // shape.stride for side in size))
 
 
+def test_of_maps_of_one_stride_the_last_is_taken():
+    """The maps of a ViT are its last blocks; timm numbers them 9 to 11."""
+    (info,) = backbone("vit_tiny_patch16_224", ("s16",)).net.feature_info.get_dicts()
+    assert info["module"] == "blocks.11"
+
+
 def test_the_trunk_gets_the_image_as_it_was_trained():
     import timm
 
